@@ -1,0 +1,191 @@
+"""Small pipelines built from configs (random weights, no download), a stand-in descriptor and a tiny benchmark."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+
+from dori.loading import Defaults
+from dori.model import TextToImageModel
+
+WORDS = [
+    "dawn",
+    "noon",
+    "dusk",
+    "lake",
+    "hill",
+    "one",
+    "two",
+    "red",
+    "blue",
+    "boat",
+    "house",
+    "kalor",
+    "vesta",
+    "postcard",
+]
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+TOKENS = 12
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """A byte-pair tokenizer over the fixture's few words."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.train_from_iterator(WORDS * 4, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    vocab = model["vocab"]
+    for letter in pre_tokenizers.ByteLevel.alphabet():
+        vocab.setdefault(letter + "</w>", len(vocab))
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=TOKENS)
+
+
+def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=TOKENS, projection_dim=16, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def make_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+    """SD v1's topology (or v2's prediction type) at widths 8 to 16, 16 px images, random weights from seed 0."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 8, 16, 16), layers_per_block=2, norm_num_groups=4, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, cross_attention_dim=16,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4, norm_num_groups=4, sample_size=16, scaling_factor=0.5,
+    )  # fmt: skip
+    if prediction_type == "epsilon":  # SD v1 ships PNDM's file, v2 DDIM's
+        scheduler = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    else:
+        scheduler = DDIMScheduler(
+            **BETAS,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=prediction_type,
+        )
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text_config(tokenizer)), tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def adapt(pipe: StableDiffusionPipeline, name: str = "tiny") -> TextToImageModel:
+    pipe.set_progress_bar_config(disable=True)
+    return TextToImageModel(pipe, defaults=Defaults(3.0, 5, 16), name=name, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe() -> StableDiffusionPipeline:
+    return make_pipeline()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_pipe) -> TextToImageModel:
+    return adapt(tiny_pipe)
+
+
+@pytest.fixture(scope="session")
+def tiny_v_model() -> TextToImageModel:
+    return adapt(make_pipeline("v_prediction"), "tiny-v")
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tiny_pipe, tmp_path_factory) -> Path:
+    """The tiny pipeline as a diffusers directory with its dori.json."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipe.save_pretrained(path)
+    settings = {"guidance_scale": 3.0, "num_inference_steps": 5, "image_size": 16, "name": "tiny"}
+    (path / "dori.json").write_text(json.dumps(settings))
+    return path
+
+
+class PixelDescriptor:
+    """Stand-in for a trained copy descriptor: 8 x 8 pixels, mean removed, unit length."""
+
+    name, threshold, image_size = "pixels-8", 0.7, 8
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        small = F.interpolate(images, size=8, mode="area").flatten(1)
+        return F.normalize(small - small.mean(1, keepdim=True), dim=1)
+
+
+@pytest.fixture(scope="session")
+def descriptor() -> PixelDescriptor:
+    return PixelDescriptor()
+
+
+@pytest.fixture(scope="session")
+def tiny_clip():
+    """A random CLIP behind the alignment metric's interface."""
+    from dori.metrics.alignment import ClipScorer
+
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+    )
+    config = CLIPConfig(
+        text_config=text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=16
+    )
+    return ClipScorer(CLIPModel(config), tokenizer, name="clip-tiny")
+
+
+def write_benchmark(folder: Path, rows: list[dict] | None = None, *, size: int = 16) -> Path:
+    """A benchmark CSV with painted noise for images; default: two verbatim, one template, three regular rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if rows is None:
+        kinds = ["verbatim", "verbatim", "template", "none", "none", "none"]
+        copies = [1, 256, 256, 0, 0, 0]
+        rows = [
+            {
+                "id": f"i{n}",
+                "prompt": f"{WORDS[n]} {WORDS[-1 - n]}",
+                "image": f"{n}.png",
+                "kind": k,
+                "split": "test",
+                "copies": c,
+                "group": "",
+            }
+            for n, (k, c) in enumerate(zip(kinds, copies, strict=True))
+        ]
+    rng = np.random.default_rng(0)
+    for row in rows:
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / row["image"])
+    pd.DataFrame(rows).to_csv(folder / "benchmark.csv", index=False)
+    return folder / "benchmark.csv"
+
+
+@pytest.fixture()
+def benchmark_csv(tmp_path) -> Path:
+    return write_benchmark(tmp_path / "bench")
