@@ -1,4 +1,4 @@
-"""Finding Dori, executable: measure, localise, attack and erase memorized images in text-to-image diffusion models."""
+"""Finding Dori, executable: measure, localise, attack and erase what a text-to-image model memorized."""
 
 from dori.errors import DoriError
 

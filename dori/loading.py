@@ -62,12 +62,12 @@ def load_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32) -> t
     if HUB_ID.fullmatch(str(model)) and not str(model).startswith("."):
         return _read(DiffusionPipeline.from_pretrained, model, dtype), str(model)
     raise DoriError(
-        f"model '{model}' is not here: give a directory, a .safetensors file, a Hub id (owner/name), testbed or twin"
+        f"model '{model}' is not here: give a directory, a .safetensors file, a Hub id, testbed or twin"
     )
 
 
 def read_defaults(model: str | Path, pipe: DiffusionPipeline) -> Defaults:
-    """The model's own settings from its `dori.json`; without one, the paper's, at the UNet's own image size."""
+    """The model's own settings from its `dori.json`; else the paper's, at the UNet's image size."""
     path = (bundled_path(model) or Path(model)) / "dori.json"
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     if not path.is_file():
@@ -100,7 +100,7 @@ def _check_directory(path: Path) -> None:
     """A diffusers directory needs its index, a UNet and whole safetensors files."""
     if not (path / "unet" / "config.json").is_file():
         raise DoriError(
-            f"{path}: no UNet (unet/config.json is missing); --model takes a diffusers Stable Diffusion directory"
+            f"{path}: no UNet (unet/config.json is missing); give a diffusers Stable Diffusion directory"
         )
     if not (path / "model_index.json").is_file():
         raise DoriError(
@@ -110,7 +110,7 @@ def _check_directory(path: Path) -> None:
         files = sorted((path / part).glob("*.safetensors"))
         if not files:
             raise DoriError(
-                f"{path / part}: no .safetensors weights; convert with pipe.save_pretrained(…, safe_serialization=True)"
+                f"{path / part}: no .safetensors weights; save the pipeline again with save_pretrained"
             )
         for file in files:
             _check_file(file)
@@ -138,7 +138,7 @@ def _read(loader, source: str | Path, dtype: torch.dtype) -> DiffusionPipeline:
     except Exception as error:  # diffusers, transformers and the Hub client raise a dozen kinds of their own
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DoriError(
-            f"model '{source}' cannot be loaded ({first[:200]}); check name, network and token, or give a directory"
+            f"model '{source}' cannot be loaded ({first[:200]}); check name, network and token"
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -13,7 +13,7 @@ from dori.errors import DoriError
 from dori.loading import Defaults, load_pipeline, read_defaults, resolve_device
 from dori.sampling import Callback, alpha_sigma, ddim, ddim_scheduler, epsilon_from_velocity, guided, velocity
 
-# Pixels (images x height x width) sampled at once where the caller does not say: 64 images of 64 px, 8 of 512 on a GPU.
+# Pixels sampled at once where the caller does not say: 64 images of 64 px on a CPU, 8 of 512 px on a GPU.
 PIXELS_AT_ONCE = {"cpu": 64 * 64**2, "cuda": 8 * 512**2, "mps": 2 * 512**2}
 
 
@@ -54,7 +54,7 @@ class TextToImageModel:
         return cls(pipe, defaults=read_defaults(model, pipe), name=name, device=where)
 
     def new_scheduler(self):
-        """A fresh DDIM scheduler on the model's noise schedule; schedulers carry state, so each run has its own."""
+        """A fresh DDIM scheduler on the model's noise schedule; it carries state, so each run has its own."""
         return ddim_scheduler(self.pipe.scheduler.config)
 
     @cached_property
@@ -69,7 +69,7 @@ class TextToImageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (16 hex digits) over every weight, so that stored results belong to these weights, whatever the path."""
+        """sha256 (16 hex digits) over every weight: stored results belong to weights, not to a path."""
         digest = hashlib.sha256(self.prediction_type.encode())
         for part in (self.unet, self.vae, self.text_encoder):
             for key, value in sorted(part.state_dict().items()):
@@ -105,7 +105,7 @@ class TextToImageModel:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Scaled posterior mean of the autoencoder: the deterministic x_0 that attacks and fine-tuning aim at."""
+        """Scaled posterior mean of the autoencoder: the deterministic x_0 that attacks aim at."""
         posterior = self.vae.encode((images * 2 - 1).to(self.device, self.dtype)).latent_dist
         return posterior.mean * self.vae.config.scaling_factor
 
@@ -116,7 +116,7 @@ class TextToImageModel:
         return (images / 2 + 0.5).clamp(0, 1).float()
 
     def initial_latents(self, seeds: Sequence[int]) -> Tensor:
-        """x_T ~ N(0, I), one CPU generator per image: the noise depends on its seed, never on the batch or the device."""
+        """x_T ~ N(0, I), one CPU generator per image: noise depends on its seed, not on batch or device."""
         side = self.defaults.image_size // self.pipe.vae_scale_factor
         shape = (self.unet.config.in_channels, side, side)
         noise = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(int(s))) for s in seeds]
@@ -167,7 +167,7 @@ class TextToImageModel:
     ) -> Tensor:
         """DDIM images (B, 3, H, W) in [0, 1] on the CPU, one per embedding and seed.
 
-        Guidance 1 uses the conditional output alone and costs half. `batch_size` changes speed, never the noise.
+        Guidance 1 uses the conditional output alone, at half the cost. `batch_size` never changes the noise.
         """
         if len(prompt_embeds) != len(seeds):
             raise ValueError(f"{len(prompt_embeds)} embeddings for {len(seeds)} seeds")
@@ -193,7 +193,7 @@ class TextToImageModel:
         return lambda x, t: guided(*self.predict_both(x, t, prompt_embeds), guidance_scale)
 
     def value_layers(self) -> dict[str, nn.Linear]:
-        """Cross-attention value projections of the down blocks and the middle: NeMo's seven layers in SD v1."""
+        """Cross-attention value projections of the down blocks and the middle: NeMo's seven in SD v1."""
         return self._layers(lambda name: name.endswith("attn2.to_v") and not name.startswith("up_blocks"))
 
     def ffn_layers(self) -> dict[str, nn.Linear]:
@@ -206,7 +206,7 @@ class TextToImageModel:
         found = [(name, module) for name, module in self.unet.named_modules() if wanted(name)]
         if not found:
             raise DoriError(
-                f"model '{self.name}' has no such cross-attention layers in its UNet; the paper's methods need them"
+                f"model '{self.name}' has no such cross-attention layers; the paper's methods need them"
             )
         return dict(sorted(found, key=lambda item: order.get(item[0].split(".")[0], 3)))
 

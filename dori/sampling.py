@@ -1,6 +1,6 @@
 """The diffusion arithmetic every chapter shares: classifier-free guidance, DDIM, epsilon and v.
 
-Notation of the paper: x_t = alpha_t x_0 + sigma_t eps, with alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t).
+Notation of the paper: x_t = alpha_t x_0 + sigma_t eps, alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ Callback = Callable[[int, int, Tensor], None]  # step, timestep, x_0 as predicte
 def ddim_scheduler(config: Mapping) -> DDIMScheduler:
     """DDIM with a pipeline's own noise schedule.
 
-    SD v1's scheduler file was written for PNDM. What it leaves out is set to what SD was sampled with (leading
-    spacing, offset 1, no clipping, final abar_0), not to DDIM's defaults for pixel models.
+    SD v1's scheduler file was written for PNDM. What it leaves out is set to what SD was sampled with
+    (leading spacing, offset 1, no clipping, final abar_0), not to DDIM's defaults for pixel models.
     """
     unsaid = {
         "clip_sample": False,
@@ -48,7 +48,7 @@ def epsilon_from_velocity(v: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor
 
 
 def guided(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): eps_0 + g (eps_y - eps_0); g = 1 is the conditional output."""
+    """Classifier-free guidance (Ho and Salimans 2022): eps_0 + g (eps_y - eps_0); g = 1 is eps_y."""
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
@@ -64,7 +64,7 @@ def ddim(
 ) -> Tensor:
     """Deterministic DDIM (Song et al. 2021, eta = 0), the sampler of every figure in the paper.
 
-    `latents` is x_T ~ N(0, I), shape (B, C, h, w); returns x_0 (or x after `stop_after` steps) of the same shape.
+    `latents` is x_T ~ N(0, I), (B, C, h, w); returns x_0, or x after `stop_after` steps, of the same shape.
     """
     if (
         not 0 < num_inference_steps < scheduler.config.num_train_timesteps

@@ -1,4 +1,4 @@
-"""Small pipelines built from configs (random weights, no download), a stand-in descriptor and a tiny benchmark."""
+"""Small pipelines built from configs (random weights, no download), a stand-in descriptor, a benchmark."""
 
 import json
 from pathlib import Path
@@ -45,9 +45,12 @@ TOKENS = 12
 def make_tokenizer() -> CLIPTokenizer:
     """A byte-pair tokenizer over the fixture's few words."""
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>",
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    )  # fmt: skip
+        vocab_size=400,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.train_from_iterator(WORDS * 4, trainer)
@@ -60,25 +63,42 @@ def make_tokenizer() -> CLIPTokenizer:
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=TOKENS, projection_dim=16, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        projection_dim=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def make_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
-    """SD v1's topology (or v2's prediction type) at widths 8 to 16, 16 px images, random weights from seed 0."""
+    """SD v1's topology (or v2's prediction type), widths 8 to 16, 16 px images, random weights of seed 0."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 8, 16, 16), layers_per_block=2, norm_num_groups=4, attention_head_dim=4,
+        sample_size=8,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=2,
+        norm_num_groups=4,
+        attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, cross_attention_dim=16,
-    )  # fmt: skip
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=16,
+    )
     vae = AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4, norm_num_groups=4, sample_size=16, scaling_factor=0.5,
-    )  # fmt: skip
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.5,
+    )
     if prediction_type == "epsilon":  # SD v1 ships PNDM's file, v2 DDIM's
         scheduler = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     else:
@@ -90,9 +110,15 @@ def make_pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
             prediction_type=prediction_type,
         )
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=CLIPTextModel(text_config(tokenizer)), tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=CLIPTextModel(text_config(tokenizer)),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def adapt(pipe: StableDiffusionPipeline, name: str = "tiny") -> TextToImageModel:
@@ -162,7 +188,7 @@ def tiny_clip():
 
 
 def write_benchmark(folder: Path, rows: list[dict] | None = None, *, size: int = 16) -> Path:
-    """A benchmark CSV with painted noise for images; default: two verbatim, one template, three regular rows."""
+    """A benchmark of noise images; default: two verbatim, one template, three regular rows."""
     folder.mkdir(parents=True, exist_ok=True)
     if rows is None:
         kinds = ["verbatim", "verbatim", "template", "none", "none", "none"]
@@ -186,6 +212,6 @@ def write_benchmark(folder: Path, rows: list[dict] | None = None, *, size: int =
     return folder / "benchmark.csv"
 
 
-@pytest.fixture()
+@pytest.fixture
 def benchmark_csv(tmp_path) -> Path:
     return write_benchmark(tmp_path / "bench")

@@ -118,8 +118,9 @@ def test_guidance_difference_is_zero_for_the_empty_prompt(tiny_model, tiny_v_mod
 
 def test_the_papers_layers_are_found_in_forward_order(tiny_model):
     values, ffn = tiny_model.value_layers(), tiny_model.ffn_layers()
-    assert len(values) == 7 and len(ffn) == 16
-    assert list(values)[0] == "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
+    assert len(values) == 7
+    assert len(ffn) == 16
+    assert next(iter(values)) == "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
     assert list(values)[-1] == "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
     assert [n.split("_")[0] for n in ffn] == ["down"] * 6 + ["mid"] + ["up"] * 9
 
@@ -135,5 +136,6 @@ def test_a_saved_directory_loads_as_the_same_model(tiny_model, tiny_dir):
     from dori.model import TextToImageModel
 
     loaded = TextToImageModel.load(tiny_dir, device="cpu")
-    assert loaded.name == "tiny" and loaded.defaults == tiny_model.defaults
+    assert loaded.name == "tiny"
+    assert loaded.defaults == tiny_model.defaults
     assert loaded.fingerprint == tiny_model.fingerprint
