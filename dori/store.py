@@ -1,0 +1,153 @@
+"""A run directory: one record per item, written whole or not at all, found by what decides its result."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dori.errors import DoriError
+
+PACKAGES = ("dori", "torch", "diffusers", "transformers", "numpy", "pandas", "scipy", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an experiment kept of one item: plain values, and tensors by name."""
+
+    values: dict
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def content_key(decides: Mapping) -> str:
+    """sha256 (24 hex digits) of everything that decides a result, in one canonical spelling."""
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` and move it there only when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)  # mkstemp's 0600 would lock colleagues out of a shared run
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically, readable by people."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+class RunStore:
+    """Records under `directory/records/<stage>/<key>.json`, tensors beside them as .safetensors.
+
+    The JSON is written last, so a record either is complete or is missing. Two processes may share a
+    directory: both would write the same content under the same key.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory).expanduser()
+        self.started = time.time()
+        self.computed = 0
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DoriError(f"run directory '{self.directory}' cannot be made ({error.strerror})") from None
+
+    def find(self, stage: str, decides: Mapping) -> Record | None:
+        """The record of an item, or None if it is missing or unreadable."""
+        path = self._path(stage, decides)
+        try:
+            entry = json.loads(path.read_text())
+            tensors = load_file(path.with_suffix(".safetensors")) if entry["tensors"] else {}
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            return None  # a damaged record is computed again
+        return Record(entry["values"], tensors)
+
+    def save(self, stage: str, decides: Mapping, record: Record) -> Record:
+        """Store one item's record; tensors first, the JSON that vouches for them last."""
+        path = self._path(stage, decides)
+        try:
+            if record.tensors:
+                with atomic(path.with_suffix(".safetensors")) as temporary:
+                    save_file({k: v.contiguous().cpu() for k, v in record.tensors.items()}, temporary)
+            write_json(path, {"decides": decides, "values": record.values, "tensors": sorted(record.tensors)})
+        except (OSError, SafetensorError) as error:
+            raise DoriError(f"cannot write {path} ({error}); what was written before is kept") from None
+        self.computed += 1
+        return record
+
+    def get(self, stage: str, decides: Mapping, compute: Callable[[], Record]) -> Record:
+        """The stored record, computed and stored first if it is missing."""
+        return self.find(stage, decides) or self.save(stage, decides, compute())
+
+    def provenance(self, **more: object) -> dict:
+        """Versions, commit, machine and wall time of this run, as a plain dict."""
+        return {
+            "versions": {"python": platform.python_version(), **_versions()},
+            "commit": commit(),
+            "machine": {
+                "system": platform.platform(),
+                "cpu": _cpu_name(),
+                "cores": os.cpu_count(),
+                "gpu": _gpu_name(),
+            },
+            "threads": torch.get_num_threads(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "wall_seconds": round(time.time() - self.started, 2),
+            "records_computed": self.computed,
+            **more,
+        }
+
+    def _path(self, stage: str, decides: Mapping) -> Path:
+        return self.directory / "records" / stage / f"{content_key(decides)}.json"
+
+
+def commit() -> str | None:
+    """Commit of the code that runs, None outside a checkout."""
+    where = Path(__file__).parent
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None
+
+
+def _versions() -> dict[str, str | None]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _gpu_name() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
