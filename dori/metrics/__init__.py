@@ -1,0 +1,1 @@
+"""What is measured: copies, replication, alignment, fidelity, and the intervals around them."""

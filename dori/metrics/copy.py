@@ -1,0 +1,121 @@
+"""Copy similarity: one interface over the bundled descriptor and SSCD (Pizzi et al. 2022)."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dori.errors import DoriError
+
+
+class CopyDescriptor(Protocol):
+    """Images in, unit vectors out; two images are copies when their dot product exceeds `threshold`."""
+
+    name: str
+    threshold: float
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, d), L2-normalised."""
+        ...
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Scores of all pairs, (n, d) and (m, d) -> (n, m) in [-1, 1]."""
+    return a @ b.T
+
+
+def pairwise(descriptors: Tensor) -> Tensor:
+    """Scores of the n (n - 1) / 2 different pairs of one set."""
+    i, j = torch.triu_indices(len(descriptors), len(descriptors), offset=1)
+    return similarity(descriptors, descriptors)[i, j]
+
+
+class NetDescriptor:
+    """A network behind the interface: resize, normalise, embed in batches, unit length."""
+
+    def __init__(
+        self, net: nn.Module, *, name: str, threshold: float, image_size: int, device: str | torch.device
+    ) -> None:
+        self.net, self.device = net.to(device).eval(), torch.device(device)
+        self.name, self.threshold, self.image_size = name, float(threshold), image_size
+
+    mean: Tensor | None = None  # per channel, (3, 1, 1); None leaves [0, 1] as it is
+    std: Tensor | None = None
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, *, batch_size: int = 256) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, d) on the CPU; resized to the network's square, aspect not kept."""
+        return torch.cat([self._embed(part.to(self.device)).cpu() for part in images.split(batch_size)])
+
+    def _embed(self, images: Tensor) -> Tensor:
+        side = self.image_size
+        if images.shape[-2:] != (side, side):
+            images = F.interpolate(
+                images, size=(side, side), mode="bilinear", antialias=True, align_corners=False
+            )
+        if self.mean is not None:
+            images = (images - self.mean.to(images)) / self.std.to(images)
+        return F.normalize(self.net(images).float(), dim=1)
+
+
+class BundledDescriptor(NetDescriptor):
+    """The testbed's own descriptor, trained the way SSCD is, threshold calibrated on same-caption pairs."""
+
+    def __init__(self, directory: Path, *, device: str | torch.device = "cpu") -> None:
+        from dori.metrics.descriptor_net import build_descriptor_net
+
+        try:
+            config = json.loads((directory / "config.json").read_text())
+            weights = load_file(directory / "descriptor.safetensors")
+            net = build_descriptor_net(config["dim"], config["width"])
+            net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise DoriError(
+                f"{directory}: no usable copy descriptor ({str(error).splitlines()[0]})"
+            ) from None
+        self.calibration = config.get("calibration", {})
+        super().__init__(
+            net,
+            name=config["name"],
+            threshold=config["threshold"],
+            image_size=config["image_size"],
+            device=device,
+        )
+
+
+class SSCD(NetDescriptor):
+    """SSCD as NeMo uses it: TorchScript, 320 x 320, ImageNet normalisation, threshold 0.7."""
+
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+    def __init__(self, path: Path, *, device: str | torch.device = "cpu") -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # SSCD is published as TorchScript alone
+                net = torch.jit.load(str(path), map_location="cpu")
+        except (RuntimeError, ValueError, OSError) as error:
+            raise DoriError(f"{path}: not a TorchScript file ({str(error).splitlines()[0][:120]})") from None
+        super().__init__(net, name=path.name.split(".")[0], threshold=0.7, image_size=320, device=device)
+
+
+def load_descriptor(source: str | Path = "bundled", *, device: str | torch.device = "cpu") -> CopyDescriptor:
+    """The bundled descriptor, a directory like data/testbed/descriptor, or an SSCD TorchScript file."""
+    if str(source) == "bundled":
+        from dori.testbed.paths import TESTBED
+
+        source = TESTBED / "descriptor"
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return BundledDescriptor(path, device=device)
+    if not path.is_file():
+        raise DoriError(
+            f"descriptor '{source}' is not here: use bundled, or the path of an SSCD TorchScript file"
+        )
+    return SSCD(path, device=device)

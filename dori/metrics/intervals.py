@@ -1,0 +1,70 @@
+"""Every figure of the book is an estimate with an interval and an n."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+    """A value with its 95 % interval; `n` counts the independent items behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.n}"
+
+
+def wilson(k: int, n: int) -> Estimate:
+    """Share k/n with Wilson's 95 % interval, honest near 0 and 1; an empty sample says nothing: [0, 1]."""
+    if n == 0:
+        return Estimate(float("nan"), 0.0, 1.0, 0)
+    interval = stats.binomtest(int(k), int(n)).proportion_ci(method="wilson")
+    return Estimate(k / n, float(interval.low), float(interval.high), int(n))
+
+
+def bootstrap(
+    values: Sequence[float],
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    *,
+    by: Sequence | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Percentile bootstrap of `statistic`, resampling the items `by` (each value by itself if not given).
+
+    Several seeds of one prompt are not independent: with `by=ids` a prompt is drawn with all its values.
+    """
+    values = np.asarray(values, dtype=float)
+    groups = _grouped(values, by)
+    point = float(statistic(values)) if len(values) else float("nan")
+    if len(groups) < 2:
+        return Estimate(point, float("nan"), float("nan"), len(groups))
+    result = stats.bootstrap(
+        (np.arange(len(groups)),),
+        lambda drawn: statistic(np.concatenate([groups[i] for i in drawn])),
+        vectorized=False,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return Estimate(point, *map(float, result.confidence_interval), len(groups))
+
+
+def median_mad(values: Sequence[float]) -> tuple[float, float]:
+    """Median and median absolute deviation (no 1.4826): the paper's "±"."""
+    values = np.asarray(values, dtype=float)
+    median = float(np.median(values))
+    return median, float(np.median(np.abs(values - median)))
+
+
+def _grouped(values: np.ndarray, by: Sequence | None) -> list[np.ndarray]:
+    """Values of each item."""
+    if by is None:
+        return list(values[:, None])
+    _, codes = np.unique(np.asarray(by), return_inverse=True)
+    return [values[codes == code] for code in range(codes.max() + 1)] if len(values) else []
