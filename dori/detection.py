@@ -1,0 +1,85 @@
+"""Find memorized prompts without the training set: how hard does the prompt pull? (Wen et al. 2024.)"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+
+from dori.metrics.intervals import Estimate
+from dori.model import TextToImageModel
+from dori.sampling import ddim, guided
+
+
+@torch.no_grad()
+def magnitudes(
+    model: TextToImageModel,
+    prompt_embeds: Tensor,
+    seeds: Sequence[int],
+    *,
+    steps: int = 1,
+    guidance_scale: float | None = None,
+    num_inference_steps: int | None = None,
+) -> Tensor:
+    """Wen's magnitude ||eps_y - eps_0||_2 over all latent entries at the first DDIM steps: (B, steps).
+
+    One row per embedding (B, T, D) and seed. The score of a prompt is the mean over its seeds and steps;
+    higher means memorized. Two UNet forwards per seed and step.
+    """
+    g = model.defaults.guidance_scale if guidance_scale is None else guidance_scale
+    norms = []
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        empty, cond = model.predict_both(x, t, prompt_embeds)
+        pull = model.as_epsilon(cond, x, t) - model.as_epsilon(empty, x, t)
+        norms.append(pull.float().flatten(1).norm(dim=1))
+        return guided(empty, cond, g)
+
+    total = num_inference_steps or model.defaults.num_inference_steps
+    ddim(
+        denoise,
+        model.initial_latents(seeds),
+        model.new_scheduler(),
+        num_inference_steps=total,
+        stop_after=steps,
+    )
+    return torch.stack(norms, dim=1).cpu()
+
+
+def auroc(scores: Sequence[float], memorized: Sequence[bool]) -> Estimate:
+    """Area under the ROC curve; the interval resamples memorized and regular prompts apart."""
+    return _stratified(roc_auc_score, scores, memorized)
+
+
+def tpr_at(scores: Sequence[float], memorized: Sequence[bool], *, fpr: float = 0.01) -> Estimate:
+    """Share of memorized prompts found while at most `fpr` of the regular prompts raise an alarm."""
+    return _stratified(lambda y, s: _tpr(y, s, fpr), scores, memorized)
+
+
+def roc_table(scores: Sequence[float], memorized: Sequence[bool]) -> pd.DataFrame:
+    """The ROC curve's corners: fpr, tpr, threshold."""
+    fpr, tpr, threshold = roc_curve(np.asarray(memorized, dtype=bool), np.asarray(scores, dtype=float))
+    return pd.DataFrame({"fpr": fpr, "tpr": tpr, "threshold": threshold})
+
+
+def _tpr(memorized: np.ndarray, scores: np.ndarray, fpr: float) -> float:
+    found_fpr, tpr, _ = roc_curve(memorized, scores, drop_intermediate=False)
+    return float(tpr[found_fpr <= fpr].max())
+
+
+def _stratified(
+    statistic, scores: Sequence[float], memorized: Sequence[bool], *, resamples: int = 1000
+) -> Estimate:
+    """Percentile bootstrap within each class; n is the number of memorized prompts."""
+    scores, memorized = np.asarray(scores, dtype=float), np.asarray(memorized, dtype=bool)
+    rng, groups = np.random.default_rng(0), [np.flatnonzero(memorized), np.flatnonzero(~memorized)]
+    if any(len(group) == 0 for group in groups):
+        return Estimate(float("nan"), float("nan"), float("nan"), len(groups[0]))
+    drawn = []
+    for _ in range(resamples):
+        rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
+        drawn.append(statistic(memorized[rows], scores[rows]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(float(statistic(memorized, scores)), float(low), float(high), len(groups[0]))
