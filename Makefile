@@ -1,0 +1,74 @@
+# make book    environment, every chapter executed (preset quick, bundled model), the site in _build/html
+# make test    environment, all tests
+# make lint | make serve | make clean | make distclean
+#
+# make book CHAPTER=01              draft: only this chapter is executed again
+# make book MODEL=org/name BENCHMARK=prompts.csv PRESET=full DEVICE=cuda     the book for another model
+# make book TORCH_INDEX=URL         take torch from this index (CPU wheels on Linux: see README, "Set up")
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first interpreter that really is 3.11: a name on PATH may be a shim without a version behind it.
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH_INDEX ?=
+
+CHAPTER ?=
+MODEL ?=
+BENCHMARK ?=
+PRESET ?= quick
+DEVICE ?=
+BOOK_ARGS := --preset $(PRESET) $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MODEL),-p model $(MODEL)) \
+    $(if $(BENCHMARK),-p benchmark $(BENCHMARK)) $(if $(DEVICE),-p device $(DEVICE))
+
+.PHONY: help book test lint env serve clean distclean
+
+help:
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
+
+book: env node_modules/.stamp
+	$(BIN)/python scripts/build.py $(BOOK_ARGS)
+
+test: env
+	$(BIN)/python -m pytest
+
+lint: env
+	$(BIN)/ruff check .
+
+serve: book
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+env: $(VENV)/.stamp
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed and none was found; name one with make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and alone: a later step could otherwise pick another build of it.
+$(VENV)/.torch: $(VENV)/.python
+	$(PIP) install "$$(grep '^torch==' constraints.txt)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@touch $@
+
+$(VENV)/.stamp: pyproject.toml requirements.txt constraints.txt | $(VENV)/.torch
+	$(PIP) install -r requirements.txt
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (dori)" > /dev/null
+	@touch $@
+
+# The two files the pages carry themselves. Without npm the build says so and uses their public addresses.
+node_modules/.stamp: package.json package-lock.json
+	@if command -v npm > /dev/null; then npm ci --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null; \
+	else mkdir -p node_modules; fi
+	@touch $@
+
+clean:
+	rm -rf _build .pytest_cache .ruff_cache
+
+distclean: clean
+	rm -rf $(VENV) node_modules *.egg-info

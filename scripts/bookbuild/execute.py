@@ -1,0 +1,179 @@
+"""Run chapters with papermill: only those whose sources changed, stopping at the first error."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+
+from bookbuild.layout import BuildError, Layout
+from bookbuild.stage import prepare_chapter
+
+# Read by the build and the tests alone: a change there changes no output of a chapter.
+NOT_READ_BY_CHAPTERS = {"expected.yml"}
+INJECTED = "injected-parameters"
+
+
+def hash_files(root: Path, paths: Iterable[Path], extra: str = "") -> str:
+    """SHA-256 over names (relative to `root`) and contents of `paths`, and over `extra`."""
+    digest = hashlib.sha256(extra.encode())
+    for path in sorted(paths):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def shared_inputs(layout: Layout) -> list[Path]:
+    """Files every chapter may depend on: the package and the data."""
+    code = (layout.root / "dori").rglob("*.py")
+    data = (p for p in layout.data.rglob("*") if p.is_file() and p.name not in NOT_READ_BY_CHAPTERS)
+    return [*code, *data]
+
+
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """Names and defaults of the notebook's `parameters` cell."""
+    found = papermill.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
+
+
+def choose_parameters(
+    wanted: Mapping[str, Any], declared: Mapping[str, Mapping[str, Any]], *, chapter: str
+) -> dict[str, Any]:
+    """The part of `wanted` that `chapter` declares; a name that no chapter declares is a mistake, and said so."""
+    known = set().union(*declared.values())
+    for name in wanted:
+        if name not in known:
+            raise BuildError(f"no chapter has a parameter '{name}'; there are: {', '.join(sorted(known))}")
+    return {name: value for name, value in wanted.items() if name in declared[chapter]}
+
+
+def git_commit(root: Path) -> str:
+    """The commit the sources are at, with `+changes` where tracked files differ from it."""
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    if not commit:
+        return "unknown"
+    return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop papermill's records (they hold paths of this machine) and fold the injected parameters away."""
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if INJECTED in cell.metadata.get("tags", []):
+            cell["id"] = INJECTED
+            cell.metadata["tags"] = [INJECTED, "hide-input"]
+            cell.metadata["mystnb"] = {"code_prompt_show": "The parameters this page was built with"}
+    return notebook
+
+
+def run_notebook(layout: Layout, prepared: Path, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
+    """Execute `prepared` in a fresh kernel, from the root of the checkout.
+
+    Raises BuildError at a failing cell; the notebook up to there stays in `_build/failed/` to be looked at.
+    """
+    unfinished = layout.build / "failed" / prepared.name
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        notebook = papermill.execute_notebook(
+            str(prepared), str(unfinished), parameters=dict(parameters), kernel_name="python3",
+            cwd=str(layout.root), progress_bar=sys.stderr.isatty(),
+        )
+    except papermill.PapermillExecutionError as error:
+        raise BuildError(f"{prepared.stem}: {error}\nThe notebook up to there: {unfinished}") from error
+    unfinished.unlink()
+    return tidy(notebook)
+
+
+class Executor:
+    """Executes chapters that changed. What a chapter is made from is one hash: source, dori/, data, parameters."""
+
+    def __init__(self, layout: Layout, wanted: Mapping[str, Any]) -> None:
+        self.layout = layout
+        self.wanted = dict(wanted)
+        self.shared = hash_files(layout.root, shared_inputs(layout))
+        self.declared: dict[str, dict[str, Any]] = {}
+        for source in layout.chapters():
+            prepared = prepare_chapter(source, layout.prepared / f"{source.stem}.ipynb")
+            self.declared[source.stem] = declared_parameters(prepared)
+
+    def parameters(self, chapter: str) -> dict[str, Any]:
+        """What `chapter` is run with. Its run directory is named after the inputs that decide its records:
+        an edit to the prose reuses them, an edit to `dori/` never mixes old and new ones."""
+        chosen = choose_parameters(self.wanted, self.declared, chapter=chapter)
+        if "run_dir" in self.declared[chapter] and "run_dir" not in chosen:
+            key = hashlib.sha256((self.shared + json.dumps(chosen, sort_keys=True)).encode()).hexdigest()[:8]
+            folder = self.layout.runs / chapter / f"{chosen.get('preset', 'default')}-{key}"
+            chosen["run_dir"] = folder.relative_to(self.layout.root).as_posix()
+        return chosen
+
+    def run(self, source: Path) -> dict[str, Any]:
+        """Execute the chapter unless its last run still stands; return the record of the run that stands."""
+        parameters = self.parameters(source.stem)
+        current = hash_files(self.layout.root, [source], self.shared + json.dumps(parameters, sort_keys=True))
+        record = read_record(self.layout, source.stem)
+        if record and record["hash"] == current:
+            print(f"{source.stem}: unchanged since {record['finished']}", flush=True)
+            return record
+        print(f"{source.stem}: executing with {parameters}", flush=True)
+        started = time.monotonic()
+        notebook = run_notebook(self.layout, self.layout.prepared / f"{source.stem}.ipynb", parameters)
+        record = {
+            "chapter": source.stem,
+            "hash": current,
+            "parameters": self.declared[source.stem] | parameters,
+            "seconds": round(time.monotonic() - started, 1),
+            "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "commit": git_commit(self.layout.root),
+        }
+        self.save(notebook, record)
+        print(f"{source.stem}: done in {record['seconds']:.0f} s", flush=True)
+        return record
+
+    def save(self, notebook: nbformat.NotebookNode, record: Mapping[str, Any]) -> None:
+        """Keep notebook and record, and drop run directories of earlier inputs."""
+        self.layout.executed.mkdir(parents=True, exist_ok=True)
+        path = self.layout.executed / f"{record['chapter']}.ipynb"
+        path.with_suffix(".json").unlink(missing_ok=True)
+        partial = path.with_suffix(".tmp")
+        nbformat.write(notebook, partial)
+        os.replace(partial, path)
+        # The record goes first and comes last: an interrupted save counts as not executed.
+        path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        current = record["parameters"].get("run_dir")
+        for folder in (self.layout.runs / record["chapter"]).glob("*"):
+            if current and folder != self.layout.root / current:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_record(layout: Layout, chapter: str) -> dict[str, Any] | None:
+    """The record of the chapter's last complete run, or None."""
+    path = layout.executed / f"{chapter}.json"
+    if not path.exists() or not path.with_suffix(".ipynb").exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_records(layout: Layout) -> list[dict[str, Any]]:
+    """Records of all executed chapters, in reading order."""
+    records = (read_record(layout, source.stem) for source in layout.chapters())
+    return [record for record in records if record]

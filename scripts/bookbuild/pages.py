@@ -1,0 +1,109 @@
+"""The generated parts of the pages: claims table, headline figures, provenance. No figure in them is typed by hand."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bookbuild.claims import Verdict
+from bookbuild.layout import Layout
+from bookbuild.results import Figures, show, show_number
+
+MARKS = {"replicates": "✓ replicates", "does not replicate": "✗ does not replicate", "not measured": "– not measured"}
+VERSIONS = ("torch", "diffusers", "transformers", "torchmetrics", "kornia", "numpy", "scipy", "scikit-learn",
+            "pandas", "jupyter-book", "papermill")
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; bars inside cells are escaped."""
+    header = list(header)
+    lines = [header, ["---"] * len(header)]
+    lines += [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def chapter_link(chapter: str) -> str:
+    """A link to the chapter's page, shown as its number; relative to the root of the book."""
+    return f"[{chapter.split('_')[0]}](notebooks/{chapter}.ipynb)"
+
+
+def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
+    """The claims table: the paper's statement and figure, ours with its interval, the rule, the verdict."""
+    if not verdicts:
+        return "The claims this study tests are not written down yet (`data/expected.yml`).\n"
+    pages = {name.split("_")[0]: name for name in chapters}
+    rows = []
+    for verdict in verdicts:
+        claim = verdict.claim
+        page = pages.get(claim.chapter.split("_")[0].zfill(2))
+        paper = "–" if claim.paper_value is None else show_number(claim.paper_value)
+        note = ", interval crosses the rule" if verdict.open_interval else ""
+        rows.append([
+            chapter_link(page) if page else claim.chapter, claim.claim, f"{paper} ({claim.paper_source})",
+            show(verdict.figure) if verdict.figure else "–", f"{claim.op} {show_number(claim.value)}",
+            MARKS[verdict.status] + note,
+        ])
+    header = ("Chapter", "Claim", "Paper", "Here [95 % interval]", "Rule", "Verdict")
+    return f"{claims_summary(verdicts)}\n\n{table(header, rows)}"
+
+
+def claims_summary(verdicts: list[Verdict]) -> str:
+    """One sentence that counts the verdicts."""
+    counts = {status: sum(v.status == status for v in verdicts) for status in MARKS}
+    return (f"Of {len(verdicts)} claims with a rule, {counts['replicates']} replicate in this build, "
+            f"{counts['does not replicate']} do not, and {counts['not measured']} were not measured.")
+
+
+def figures_part(figures: Figures) -> str:
+    """Every headline figure of the build, as in results.json."""
+    rows = [
+        [chapter_link(chapter), f"`{name}`", show(figure), figure.get("preset") or "–", figure.get("model") or "–"]
+        for chapter, named in figures.items() for name, figure in named.items()
+    ]
+    if not rows:
+        return "No chapter has noted a figure in this build.\n"
+    return table(("Chapter", "Name", "Value [95 % interval]", "Preset", "Model"), rows)
+
+
+def provenance_part(records: list[Mapping[str, Any]], commit: str) -> str:
+    """What ran, when, for how long, on what, from which sources."""
+    runs = table(
+        ("Chapter", "Preset", "Minutes", "Finished", "Commit"),
+        ([chapter_link(r["chapter"]), r["parameters"].get("preset", "–"), f"{r['seconds'] / 60:.1f}",
+          r["finished"], f"`{r['commit']}`"] for r in records),
+    )
+    total = sum(r["seconds"] for r in records) / 60
+    machine = table(("", ""), machine_rows(commit))
+    return f"{runs}\nAll chapters together: {total:.1f} minutes.\n\n{machine}"
+
+
+def machine_rows(commit: str) -> list[tuple[str, str]]:
+    """The machine and the versions of this build."""
+    rows = [
+        ("Site built from commit", f"`{commit}`"),
+        ("Processor", f"{processor_name()}, {os.cpu_count()} cores"),
+        ("Memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"),
+        ("System", f"{platform.system()} {platform.release()}, {platform.machine()}"),
+        ("Python", platform.python_version()),
+    ]
+    return rows + [(name, version(name)) for name in VERSIONS]
+
+
+def processor_name() -> str:
+    """The processor's name as Linux gives it, else what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
+
+
+def write_parts(layout: Layout, parts: Mapping[str, str]) -> None:
+    """Write each part to `_build/src/generated/NAME.md`, from where pages include it."""
+    for name, text in parts.items():
+        (layout.src / "generated" / f"{name}.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,76 @@
+"""Pictures of the testbed page that are drawn at build time: sample sheet and training curves."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+from PIL import Image
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from bookbuild.layout import Layout
+
+COLUMNS, ROWS, ZOOM, GAP = 8, 4, 2, 8  # images a row, rows a sheet, enlargement, pixels between
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe-Ito
+
+
+def sample_sheet(images: list[Path], target: Path) -> None:
+    """A sheet of the first `COLUMNS * ROWS` images, enlarged without smoothing, on a transparent ground."""
+    tiles = [Image.open(path).convert("RGB") for path in images[: COLUMNS * ROWS]]
+    side = max((tile.width for tile in tiles), default=64) * ZOOM
+    rows = max(1, -(-len(tiles) // COLUMNS))
+    step = side + GAP
+    sheet = Image.new("RGBA", (COLUMNS * step - GAP, rows * step - GAP), (0, 0, 0, 0))
+    for index, tile in enumerate(tiles):
+        place = (index % COLUMNS * step, index // COLUMNS * step)
+        sheet.paste(tile.resize((side, side), Image.Resampling.NEAREST), place)
+    sheet.save(target, optimize=True)
+
+
+def read_log(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, loss) of each trained part, from `training_log.csv` (part, step, loss, seconds)."""
+    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                curves[row["part"]].append((int(row["step"]), float(row["loss"])))
+    return curves
+
+
+def training_curves(curves: dict[str, list[tuple[int, float]]], target: Path) -> None:
+    """One small panel a part: loss by step, faint as logged and strong as a running mean."""
+    columns = min(3, max(1, len(curves)))
+    rows = max(1, -(-len(curves) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.3 * rows), squeeze=False)
+    for axis in axes.flat[len(curves):]:
+        axis.set_axis_off()
+    for axis, (part, points), colour in zip(axes.flat, curves.items(), COLOURS * 3, strict=False):
+        steps, losses = zip(*points, strict=True)
+        axis.plot(steps, losses, color=colour, alpha=0.3, linewidth=0.8)
+        axis.plot(steps, running_mean(losses), color=colour, linewidth=1.6)
+        axis.set(title=part, xlabel="step", ylabel="loss")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(target, dpi=150, facecolor="white")
+    plt.close(figure)
+
+
+def running_mean(values: tuple[float, ...], weight: float = 0.9) -> list[float]:
+    """Exponential running mean, corrected for its start."""
+    means, total, norm = [], 0.0, 0.0
+    for value in values:
+        total, norm = weight * total + value, weight * norm + 1
+        means.append(total / norm)
+    return means
+
+
+def draw_pictures(layout: Layout) -> None:
+    """Draw the testbed's pictures into `_build/src/generated/`."""
+    testbed, target = layout.data / "testbed", layout.src / "generated"
+    for kind in ("memorized", "regular"):
+        sample_sheet(sorted((testbed / "images" / kind).glob("*.png")), target / f"samples_{kind}.png")
+    training_curves(read_log(testbed / "training_log.csv"), target / "training_curves.png")

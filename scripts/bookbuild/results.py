@@ -1,0 +1,71 @@
+"""Contract 7: `_build/results.json`, every headline figure of the book in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bookbuild.layout import BuildError, Layout
+
+FIELDS = ("value", "low", "high", "n", "preset", "model", "commit")
+Figures = dict[str, dict[str, dict[str, Any]]]  # chapter -> name -> figure
+
+
+def read_headlines(path: Path) -> list[dict[str, Any]]:
+    """The figures a chapter noted in its run directory (`dori.study.headline`); the last entry of a name counts."""
+    if not path.exists():
+        return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BuildError(f"{path}: not valid JSON ({error})") from error
+    if isinstance(entries, Mapping):
+        entries = [{"name": name, **figure} for name, figure in entries.items()]
+    for entry in entries:
+        if missing := {"name", "value"} - set(entry):
+            raise BuildError(f"{path}: an entry has no {' and no '.join(sorted(missing))}: {entry}")
+    return entries
+
+
+def gather(layout: Layout, records: list[dict[str, Any]]) -> Figures:
+    """Headline figures of all executed chapters, each with the fields of contract 7."""
+    figures: Figures = {}
+    for record in records:
+        parameters = record["parameters"]
+        known = {name: parameters.get(name) for name in ("preset", "model")} | {"commit": record["commit"]}
+        chapter = figures.setdefault(record["chapter"], {})
+        if run_dir := parameters.get("run_dir"):
+            for entry in read_headlines(layout.root / run_dir / "headlines.json"):
+                given = {key: value for key, value in entry.items() if value is not None}
+                complete = dict.fromkeys(FIELDS) | known | given
+                chapter[entry["name"]] = {k: v for k, v in complete.items() if k not in ("name", "chapter")}
+    return figures
+
+
+def write(layout: Layout, figures: Figures) -> None:
+    """Write `_build/results.json`."""
+    text = json.dumps(figures, indent=2, sort_keys=True, ensure_ascii=False)
+    layout.results.write_text(text + "\n", encoding="utf-8")
+
+
+def show_number(value: float | int | bool | str | None) -> str:
+    """A figure for a table: three significant digits are what the sample sizes here carry."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int) or float(value).is_integer():
+        return str(int(value)) if abs(value) >= 2 else f"{value:.2f}"
+    return f"{value:.2f}" if 0.005 <= abs(value) < 100 else f"{value:.3g}"
+
+
+def show(figure: Mapping[str, Any]) -> str:
+    """`0.97 [0.91, 1.00], n = 32`: a figure with what is known about its precision."""
+    text = show_number(figure["value"])
+    if figure.get("low") is not None and figure.get("high") is not None:
+        text += f" [{show_number(figure['low'])}, {show_number(figure['high'])}]"
+    if figure.get("n") is not None:
+        text += f", n = {figure['n']}"
+    return text

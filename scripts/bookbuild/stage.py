@@ -1,0 +1,51 @@
+"""Sources to what papermill and Sphinx read: notebooks with fixed cell ids, pages, generated parts."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+from bookbuild.layout import Layout
+
+RELATIVE_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?://|#|mailto:)[^)]+\)")
+
+
+def prepare_chapter(source: Path, target: Path) -> Path:
+    """Write the py:percent `source` as a notebook.
+
+    jupytext gives cells new random ids on each conversion; ids by position keep builds comparable.
+    """
+    notebook = jupytext.read(source)
+    notebook.metadata.pop("jupytext", None)
+    for position, cell in enumerate(notebook.cells):
+        cell["id"] = f"c{position:03d}"
+    nbformat.validate(notebook)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, target)
+    return target
+
+
+def stage_sources(layout: Layout) -> None:
+    """Fill `_build/src` with the pages of book/ and the notebooks of `_build/executed` (else the unexecuted ones)."""
+    shutil.rmtree(layout.src, ignore_errors=True)
+    shutil.copytree(layout.pages, layout.src, ignore=shutil.ignore_patterns("_toc.yml", "__pycache__"))
+    (layout.src / "generated").mkdir(exist_ok=True)
+    shutil.copy(layout.results, layout.src / "generated" / "results.json")
+    target = layout.src / "notebooks"
+    target.mkdir()
+    for source in layout.chapters():
+        executed = layout.executed / f"{source.stem}.ipynb"
+        chosen = executed if executed.exists() else layout.prepared / executed.name
+        shutil.copy(chosen, target / executed.name)
+
+
+def stage_card(layout: Layout) -> None:
+    """The testbed's card as an includable part; links to files beside it become plain text, as they lead nowhere here."""
+    card = layout.data / "testbed" / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else "The testbed is not part of this checkout.\n"
+    staged = RELATIVE_LINK.sub(r"\1", text)
+    (layout.src / "generated" / "testbed_card.md").write_text(staged, encoding="utf-8")

@@ -1,0 +1,90 @@
+"""Build the book: execute what changed, gather the figures, write the site to `_build/html`.
+
+    python scripts/build.py [--chapter 01] [--preset quick] [-p NAME VALUE ...]
+
+`make book` calls this. With --chapter the result is a draft: only that chapter is executed, warnings do not stop it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bookbuild import claims, pages, pictures, results, site, stage
+from bookbuild.execute import Executor, git_commit, read_records
+from bookbuild.layout import BuildError, Layout
+from check_site import check_site
+
+# Pages are no terminal: progress bars would be written into them line by line.
+QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Execute the chapters that changed and build the site.")
+    parser.add_argument("--chapter", help="execute this chapter alone and build a draft, for instance 01")
+    parser.add_argument("--preset", default="quick", choices=claims.PRESETS, help="size of the experiments")
+    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                        help="a parameter of the chapters, as for papermill; repeatable")
+    return parser.parse_args(arguments)
+
+
+def assemble(layout: Layout) -> None:
+    """Fill `_build/src`: pages, executed chapters, and the generated parts."""
+    records = read_records(layout)
+    figures = results.gather(layout, records)
+    results.write(layout, figures)
+    verdicts = [claims.judge(claim, figures) for claim in claims.load_claims(layout.data / "expected.yml")]
+    stage.stage_sources(layout)
+    stage.stage_card(layout)
+    pictures.draw_pictures(layout)
+    pages.write_parts(layout, {
+        "claims": pages.claims_part(verdicts, (path.stem for path in layout.chapters())),
+        "figures": pages.figures_part(figures),
+        "provenance": pages.provenance_part(records, git_commit(layout.root)),
+    })
+
+
+def make_site(layout: Layout, *, strict: bool) -> None:
+    """Sphinx, then our own look at what it wrote."""
+    vendored = site.vendor_scripts(layout)
+    config = site.configure(layout, vendored=vendored, repository=site.find_repository(layout.root))
+    site.run_jupyter_book(layout, config, strict=strict)
+    faults = check_site(layout.html, allow_outside=not vendored)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults and strict:
+        raise BuildError(f"the site has {len(faults)} faults, listed above")
+
+
+def build(layout: Layout, parameters: dict[str, Any], chapter: str | None) -> None:
+    """The whole way, from sources to the checked site."""
+    layout.build.mkdir(exist_ok=True)
+    executor = Executor(layout, parameters)
+    for source in layout.chapters(chapter):
+        executor.run(source)
+    assemble(layout)
+    make_site(layout, strict=chapter is None)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 2 with one message for anything a person can put right."""
+    options = parse_arguments(arguments)
+    os.environ.update(QUIET)
+    layout = Layout(Path(__file__).resolve().parents[1])
+    started = time.monotonic()
+    try:
+        build(layout, dict(options.parameter) | {"preset": options.preset}, options.chapter)
+    except BuildError as error:
+        print(f"book: {error}", file=sys.stderr)
+        return 2
+    print(f"The book is in {layout.html / 'index.html'} ({time.monotonic() - started:.0f} s).")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
