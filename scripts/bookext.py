@@ -1,6 +1,7 @@
 """Sphinx extension of the book: no live-kernel loader in the pages.
 
-Jupyter Book always loads sphinx-thebe, which puts the address of a CDN into every page; these pages ask nobody for anything.
+Jupyter Book always loads sphinx-thebe, which puts the address of a CDN into every page; these pages ask no
+other server for anything.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python scripts/build.py [--chapter 01] [--preset quick] [-p NAME VALUE ...]
 
-`make book` calls this. With --chapter the result is a draft: only that chapter is executed, warnings do not stop it.
+`make book` calls this. With --chapter the result is a draft: only that chapter is executed, and warnings do
+not stop it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Execute the chapters that changed and build the site.")
     parser.add_argument("--chapter", help="execute this chapter alone and build a draft, for instance 01")
     parser.add_argument("--preset", default="quick", choices=claims.PRESETS, help="size of the experiments")
-    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="a parameter of the chapters, as for papermill; repeatable")
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter of the chapters, as for papermill; repeatable",
+    )
     return parser.parse_args(arguments)
 
 
@@ -42,11 +50,14 @@ def assemble(layout: Layout) -> None:
     stage.stage_sources(layout)
     stage.stage_card(layout)
     pictures.draw_pictures(layout)
-    pages.write_parts(layout, {
-        "claims": pages.claims_part(verdicts, (path.stem for path in layout.chapters())),
-        "figures": pages.figures_part(figures),
-        "provenance": pages.provenance_part(records, git_commit(layout.root)),
-    })
+    pages.write_parts(
+        layout,
+        {
+            "claims": pages.claims_part(verdicts, (path.stem for path in layout.chapters())),
+            "figures": pages.figures_part(figures),
+            "provenance": pages.provenance_part(records, git_commit(layout.root)),
+        },
+    )
 
 
 def make_site(layout: Layout, *, strict: bool) -> None:

@@ -1,5 +1,5 @@
-"""Look over the built pages without the network: links and anchors lead somewhere, images have words, nothing is
-asked of another server.
+"""Look over the built pages without the network: links and anchors lead somewhere, images have words, no
+other server is asked for anything.
 
     python scripts/check_site.py [_build/html]
 """

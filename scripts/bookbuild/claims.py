@@ -1,4 +1,4 @@
-"""The claims of the paper against the figures of this build: data/expected.yml is written before the results."""
+"""The paper's claims against the figures of this build. data/expected.yml is written before the results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from bookbuild.layout import BuildError
 from bookbuild.results import Figures
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+STATUSES = ("replicates", "does not replicate", "not measured")
 PRESETS = ("smoke", "quick", "full", "paper")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of data/expected.yml: what the paper says, and the rule by which this study counts it as replicated."""
+    """One row of data/expected.yml: what the paper says, and the rule by which it counts as replicated."""
 
     chapter: str
     id: str
@@ -34,12 +35,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`status` is `replicates`, `does not replicate` or `not measured`; `figure` is what was measured."""
+    """`status` is one of STATUSES; `figure` is what was measured."""
 
     claim: Claim
     status: str
     figure: Mapping[str, Any] | None = None
-    open_interval: bool = False  # the interval reaches across the rule: the verdict could turn with more images
+    open_interval: bool = False  # the interval reaches across the rule: more images could turn the verdict
 
 
 def parse_claim(row: Mapping[str, Any], where: str) -> Claim:
@@ -47,9 +48,15 @@ def parse_claim(row: Mapping[str, Any], where: str) -> Claim:
     try:
         paper, rule = row["paper"], row["rule"]
         claim = Claim(
-            chapter=str(row["chapter"]), id=row["id"], claim=row["claim"],
-            paper_value=paper.get("value"), paper_source=paper["source"],
-            metric=rule["metric"], op=rule["op"], value=rule["value"], preset=row.get("preset", "quick"),
+            chapter=str(row["chapter"]),
+            id=row["id"],
+            claim=row["claim"],
+            paper_value=paper.get("value"),
+            paper_source=paper["source"],
+            metric=rule["metric"],
+            op=rule["op"],
+            value=rule["value"],
+            preset=row.get("preset", "quick"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BuildError(f"{where}: missing or misplaced field {error}") from error
@@ -88,7 +95,7 @@ def find_figure(claim: Claim, figures: Figures) -> Mapping[str, Any] | None:
 
 
 def judge(claim: Claim, figures: Figures) -> Verdict:
-    """Apply the claim's rule. A figure from a smaller preset than the rule was written for counts as not measured."""
+    """Apply the claim's rule. A figure from a smaller preset than the rule's own counts as not measured."""
     figure = find_figure(claim, figures)
     if figure is None or rank(figure.get("preset")) < rank(claim.preset):
         return Verdict(claim, "not measured", figure)

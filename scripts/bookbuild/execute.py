@@ -52,7 +52,7 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
 def choose_parameters(
     wanted: Mapping[str, Any], declared: Mapping[str, Mapping[str, Any]], *, chapter: str
 ) -> dict[str, Any]:
-    """The part of `wanted` that `chapter` declares; a name that no chapter declares is a mistake, and said so."""
+    """The part of `wanted` that `chapter` declares; a name that no chapter declares is refused."""
     known = set().union(*declared.values())
     for name in wanted:
         if name not in known:
@@ -95,8 +95,12 @@ def run_notebook(layout: Layout, prepared: Path, parameters: Mapping[str, Any]) 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         notebook = papermill.execute_notebook(
-            str(prepared), str(unfinished), parameters=dict(parameters), kernel_name="python3",
-            cwd=str(layout.root), progress_bar=sys.stderr.isatty(),
+            str(prepared),
+            str(unfinished),
+            parameters=dict(parameters),
+            kernel_name="python3",
+            cwd=str(layout.root),
+            progress_bar=sys.stderr.isatty(),
         )
     except papermill.PapermillExecutionError as error:
         raise BuildError(f"{prepared.stem}: {error}\nThe notebook up to there: {unfinished}") from error
@@ -105,7 +109,7 @@ def run_notebook(layout: Layout, prepared: Path, parameters: Mapping[str, Any]) 
 
 
 class Executor:
-    """Executes chapters that changed. What a chapter is made from is one hash: source, dori/, data, parameters."""
+    """Executes chapters that changed. One hash covers all of a chapter: source, dori/, data, parameters."""
 
     def __init__(self, layout: Layout, wanted: Mapping[str, Any]) -> None:
         self.layout = layout

@@ -1,4 +1,4 @@
-"""The generated parts of the pages: claims table, headline figures, provenance. No figure in them is typed by hand."""
+"""The generated parts of the pages: claims table, headline figures, provenance. None is typed by hand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bookbuild.claims import Verdict
+from bookbuild.claims import STATUSES, Verdict
 from bookbuild.layout import Layout
 from bookbuild.results import Figures, show, show_number
 
-MARKS = {"replicates": "✓ replicates", "does not replicate": "✗ does not replicate", "not measured": "– not measured"}
-VERSIONS = ("torch", "diffusers", "transformers", "torchmetrics", "kornia", "numpy", "scipy", "scikit-learn",
-            "pandas", "jupyter-book", "papermill")
+MARKS = {status: f"{mark} {status}" for status, mark in zip(STATUSES, "✓✗–", strict=True)}
+SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
+VERSIONS = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "torchmetrics",
+    "kornia",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "jupyter-book",
+    "papermill",
+)
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -42,11 +54,16 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
         page = pages.get(claim.chapter.split("_")[0].zfill(2))
         paper = "–" if claim.paper_value is None else show_number(claim.paper_value)
         note = ", interval crosses the rule" if verdict.open_interval else ""
-        rows.append([
-            chapter_link(page) if page else claim.chapter, claim.claim, f"{paper} ({claim.paper_source})",
-            show(verdict.figure) if verdict.figure else "–", f"{claim.op} {show_number(claim.value)}",
-            MARKS[verdict.status] + note,
-        ])
+        rows.append(
+            [
+                chapter_link(page) if page else claim.chapter,
+                claim.claim,
+                f"{paper} ({claim.paper_source})",
+                show(verdict.figure) if verdict.figure else "–",
+                f"{SIGNS[claim.op]} {show_number(claim.value)}",
+                MARKS[verdict.status] + note,
+            ]
+        )
     header = ("Chapter", "Claim", "Paper", "Here [95 % interval]", "Rule", "Verdict")
     return f"{claims_summary(verdicts)}\n\n{table(header, rows)}"
 
@@ -54,15 +71,24 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
 def claims_summary(verdicts: list[Verdict]) -> str:
     """One sentence that counts the verdicts."""
     counts = {status: sum(v.status == status for v in verdicts) for status in MARKS}
-    return (f"Of {len(verdicts)} claims with a rule, {counts['replicates']} replicate in this build, "
-            f"{counts['does not replicate']} do not, and {counts['not measured']} were not measured.")
+    return (
+        f"Of {len(verdicts)} claims with a rule, {counts['replicates']} replicate in this build, "
+        f"{counts['does not replicate']} do not, and {counts['not measured']} were not measured."
+    )
 
 
 def figures_part(figures: Figures) -> str:
     """Every headline figure of the build, as in results.json."""
     rows = [
-        [chapter_link(chapter), f"`{name}`", show(figure), figure.get("preset") or "–", figure.get("model") or "–"]
-        for chapter, named in figures.items() for name, figure in named.items()
+        [
+            chapter_link(chapter),
+            f"`{name}`",
+            show(figure),
+            figure.get("preset") or "–",
+            figure.get("model") or "–",
+        ]
+        for chapter, named in figures.items()
+        for name, figure in named.items()
     ]
     if not rows:
         return "No chapter has noted a figure in this build.\n"
@@ -73,11 +99,19 @@ def provenance_part(records: list[Mapping[str, Any]], commit: str) -> str:
     """What ran, when, for how long, on what, from which sources."""
     runs = table(
         ("Chapter", "Preset", "Minutes", "Finished", "Commit"),
-        ([chapter_link(r["chapter"]), r["parameters"].get("preset", "–"), f"{r['seconds'] / 60:.1f}",
-          r["finished"], f"`{r['commit']}`"] for r in records),
+        (
+            [
+                chapter_link(r["chapter"]),
+                r["parameters"].get("preset", "–"),
+                f"{r['seconds'] / 60:.1f}",
+                r["finished"],
+                f"`{r['commit']}`",
+            ]
+            for r in records
+        ),
     )
     total = sum(r["seconds"] for r in records) / 60
-    machine = table(("", ""), machine_rows(commit))
+    machine = table(("This build", ""), machine_rows(commit))
     return f"{runs}\nAll chapters together: {total:.1f} minutes.\n\n{machine}"
 
 

@@ -46,7 +46,7 @@ def training_curves(curves: dict[str, list[tuple[int, float]]], target: Path) ->
     columns = min(3, max(1, len(curves)))
     rows = max(1, -(-len(curves) // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.3 * rows), squeeze=False)
-    for axis in axes.flat[len(curves):]:
+    for axis in axes.flat[len(curves) :]:
         axis.set_axis_off()
     for axis, (part, points), colour in zip(axes.flat, curves.items(), COLOURS * 3, strict=False):
         steps, losses = zip(*points, strict=True)

@@ -14,7 +14,7 @@ Figures = dict[str, dict[str, dict[str, Any]]]  # chapter -> name -> figure
 
 
 def read_headlines(path: Path) -> list[dict[str, Any]]:
-    """The figures a chapter noted in its run directory (`dori.study.headline`); the last entry of a name counts."""
+    """The figures a chapter noted in its run directory (`dori.study.headline`)."""
     if not path.exists():
         return []
     try:

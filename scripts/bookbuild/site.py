@@ -1,4 +1,4 @@
-"""From staged sources to the site: configuration for this checkout, vendored JavaScript, the jupyter-book call."""
+"""From staged sources to the site: this checkout's configuration, vendored JavaScript, jupyter-book."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ PUBLISHED = "published"  # branch with the executed notebooks, pushed by CI: lau
 
 
 def vendor_scripts(layout: Layout) -> bool:
-    """Copy MathJax and the widget manager to `_build/src/assets/vendor`; False where npm did not fetch them."""
+    """Copy MathJax and the widget manager into the staged assets; False where npm did not fetch them."""
     modules, target = layout.root / "node_modules", layout.src / "assets" / "vendor"
-    sources = [path for folder, names in VENDORED.items() for name in names for path in (modules / folder).glob(name)]
+    patterns = [(folder, name) for folder, names in VENDORED.items() for name in names]
+    sources = [path for folder, name in patterns for path in (modules / folder).glob(name)]
     if not {"embed.js", "tex-svg.js"} <= {path.name for path in sources}:
-        print("npm packages are not installed: maths and widgets on the pages will need the network", flush=True)
+        print("npm packages are missing: maths and widgets on the pages will need the network", flush=True)
         return False
     target.mkdir(parents=True, exist_ok=True)
     for path in sources:
@@ -34,20 +35,22 @@ def vendor_scripts(layout: Layout) -> bool:
 
 
 def find_repository(root: Path, environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
-    """(owner, name) on GitHub: from GITHUB_REPOSITORY, else from the remote `origin`; None where there is neither."""
+    """(owner, name) on GitHub, from GITHUB_REPOSITORY or the remote `origin`; None where there is neither."""
     if named := environment.get("GITHUB_REPOSITORY"):
         owner, _, name = named.partition("/")
         return owner, name
-    remote = subprocess.run(["git", "remote", "get-url", "origin"], cwd=root, capture_output=True, text=True, check=False)
+    ask = ["git", "remote", "get-url", "origin"]
+    remote = subprocess.run(ask, cwd=root, capture_output=True, text=True, check=False)
     found = GITHUB.search(remote.stdout.strip())
     return (found[1], found[2]) if found else None
 
 
 def configure(layout: Layout, *, vendored: bool, repository: tuple[str, str] | None) -> Path:
-    """Write `_build/_config.yml`: the root's, with what only this checkout knows (its address, its JavaScript)."""
+    """Write `_build/_config.yml`: the root's, with what only this checkout knows (address, JavaScript)."""
     config: dict[str, Any] = yaml.safe_load((layout.root / "_config.yml").read_text(encoding="utf-8"))
     sphinx = config["sphinx"]
-    sphinx["local_extensions"] = {name: str(layout.root / path) for name, path in sphinx["local_extensions"].items()}
+    extensions = sphinx["local_extensions"].items()
+    sphinx["local_extensions"] = {name: str(layout.root / path) for name, path in extensions}
     if not vendored:
         for key in ("mathjax_path", "nb_ipywidgets_js"):
             del sphinx["config"][key]
@@ -73,9 +76,18 @@ def run_jupyter_book(layout: Layout, config: Path, *, strict: bool) -> None:
     shutil.rmtree(layout.html, ignore_errors=True)
     # `python -m jupyter_book` does not work; --toc is resolved against the source folder unless absolute.
     command = [
-        str(Path(sys.executable).with_name("jupyter-book")), "build", str(layout.src),
-        "--config", str(config), "--toc", str(layout.pages / "_toc.yml"), "--path-output", str(layout.root),
-        "--all", "-q", *(["-W", "-n", "--keep-going"] if strict else []),
+        str(Path(sys.executable).with_name("jupyter-book")),
+        "build",
+        str(layout.src),
+        "--config",
+        str(config),
+        "--toc",
+        str(layout.pages / "_toc.yml"),
+        "--path-output",
+        str(layout.root),
+        "--all",
+        "-q",
+        *(["-W", "-n", "--keep-going"] if strict else []),
     ]
     if subprocess.run(command, cwd=layout.root, check=False).returncode:
         raise BuildError("the pages do not build; the warnings above say where")

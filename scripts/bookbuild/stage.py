@@ -30,7 +30,7 @@ def prepare_chapter(source: Path, target: Path) -> Path:
 
 
 def stage_sources(layout: Layout) -> None:
-    """Fill `_build/src` with the pages of book/ and the notebooks of `_build/executed` (else the unexecuted ones)."""
+    """Fill `_build/src` with the pages of book/ and the chapters, executed where they have been."""
     shutil.rmtree(layout.src, ignore_errors=True)
     shutil.copytree(layout.pages, layout.src, ignore=shutil.ignore_patterns("_toc.yml", "__pycache__"))
     (layout.src / "generated").mkdir(exist_ok=True)
@@ -44,8 +44,8 @@ def stage_sources(layout: Layout) -> None:
 
 
 def stage_card(layout: Layout) -> None:
-    """The testbed's card as an includable part; links to files beside it become plain text, as they lead nowhere here."""
+    """The testbed's card as an includable part; links to files beside it lead nowhere here: plain text."""
     card = layout.data / "testbed" / "README.md"
-    text = card.read_text(encoding="utf-8") if card.exists() else "The testbed is not part of this checkout.\n"
+    text = card.read_text(encoding="utf-8") if card.exists() else "There is no testbed here.\n"
     staged = RELATIVE_LINK.sub(r"\1", text)
     (layout.src / "generated" / "testbed_card.md").write_text(staged, encoding="utf-8")

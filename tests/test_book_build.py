@@ -1,0 +1,230 @@
+"""The builder: stable notebooks, execution only where something changed, honest verdicts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("papermill", reason="papermill is not installed: pip install -e .[book]")
+
+import nbformat
+import yaml
+from bookbuild import claims, execute, pages, results, site, stage
+from bookbuild.layout import BuildError, Layout
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNEL = "#   kernelspec: {name: python3, display_name: Python 3, language: python}\n"
+HEADER = f"# ---\n# jupyter:\n{KERNEL}# ---\n"
+PARAMETERS = '# %% tags=["parameters"]\nmodel = "testbed"\npreset = "quick"\nrun_dir = "x"\n'
+CHAPTER = HEADER + "# %% [markdown]\n# # Title\n\n" + PARAMETERS + "\n# %%\nprint(preset)\n"
+
+
+@pytest.fixture
+def layout(tmp_path) -> Layout:
+    """A checkout with one chapter that prints its preset."""
+    for folder in ("notebooks", "dori", "data", "book"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "dori" / "study.py").write_text("A = 1\n")
+    (tmp_path / "data" / "expected.yml").write_text("[]\n")
+    (tmp_path / "notebooks" / "01_first.py").write_text(CHAPTER)
+    return Layout(tmp_path)
+
+
+def executor(layout: Layout, **wanted) -> execute.Executor:
+    return execute.Executor(layout, wanted)
+
+
+def parameters(layout: Layout, **wanted) -> dict:
+    return executor(layout, **wanted).parameters("01_first")
+
+
+def test_cell_ids_are_the_same_in_every_build(layout):
+    source = layout.chapters()[0]
+    first = stage.prepare_chapter(source, layout.prepared / "a.ipynb").read_text()
+    assert stage.prepare_chapter(source, layout.prepared / "b.ipynb").read_text() == first
+
+
+def test_only_declared_parameters_are_passed(layout):
+    second = CHAPTER.replace('preset = "quick"', 'preset = "quick"\nextra = 1')
+    (layout.notebooks / "02_second.py").write_text(second)
+    assert "extra" not in parameters(layout, extra=2)
+    assert executor(layout, extra=2).parameters("02_second")["extra"] == 2
+
+
+def test_a_parameter_of_no_chapter_is_refused(layout):
+    with pytest.raises(BuildError, match="no chapter has a parameter 'sed'"):
+        parameters(layout, sed=1)
+
+
+def test_prose_keeps_the_run_directory_and_code_renews_it(layout):
+    before = parameters(layout, preset="smoke")["run_dir"]
+    (layout.notebooks / "01_first.py").write_text(CHAPTER.replace("Title", "Other title"))
+    assert parameters(layout, preset="smoke")["run_dir"] == before
+    (layout.root / "dori" / "study.py").write_text("A = 2\n")
+    assert parameters(layout, preset="smoke")["run_dir"] != before
+    assert not Path(before).is_absolute(), "pages would show paths of the building machine"
+
+
+def test_the_rules_for_verdicts_do_not_cause_a_new_run(layout):
+    before = executor(layout).shared
+    (layout.data / "expected.yml").write_text("[] # changed\n")
+    assert executor(layout).shared == before
+
+
+def test_a_chapter_runs_once_and_again_after_a_change(layout, capsys):
+    source = layout.chapters()[0]
+    first = executor(layout, preset="smoke").run(source)
+    notebook = nbformat.read(layout.executed / "01_first.ipynb", 4)
+    assert "smoke" in str(notebook.cells[-1].outputs)
+    assert "papermill" not in notebook.metadata
+    injected = next(cell for cell in notebook.cells if cell["id"] == execute.INJECTED)
+    assert "hide-input" in injected.metadata.tags
+    assert executor(layout, preset="smoke").run(source) == first
+    assert "unchanged" in capsys.readouterr().out
+    source.write_text(CHAPTER.replace("print(preset)", "print(1 / 0)"))
+    with pytest.raises(BuildError, match="ZeroDivisionError"):
+        executor(layout, preset="smoke").run(source)
+    assert (layout.build / "failed" / "01_first.ipynb").exists()
+    assert execute.read_record(layout, "01_first") == first, "a failed run leaves the last good one"
+
+
+def test_unknown_chapter_is_one_clear_line(layout):
+    with pytest.raises(BuildError, match=r"no chapter starts with .09.*01_first"):
+        layout.chapters("09")
+
+
+def claim(**changes) -> dict:
+    row = {
+        "chapter": "01_first",
+        "id": "c",
+        "claim": "memorized prompts return their image",
+        "paper": {"value": 0.98, "source": "Table 1"},
+        "rule": {"metric": "mr", "op": ">=", "value": 0.95},
+        "preset": "quick",
+    }
+    return row | changes
+
+
+def verdict(figure: dict | None, **changes) -> claims.Verdict:
+    figures = {"01_first": {"mr": figure} if figure else {}}
+    return claims.judge(claims.parse_claim(claim(**changes), "row"), figures)
+
+
+def test_verdicts_follow_the_rule_and_show_an_open_interval():
+    figure = {"value": 0.97, "low": 0.9, "high": 1.0, "preset": "quick"}
+    assert (verdict(figure).status, verdict(figure).open_interval) == ("replicates", True)
+    assert verdict(figure | {"low": 0.96}).open_interval is False
+    assert verdict(figure | {"value": 0.5}).status == "does not replicate"
+    assert verdict(None).status == "not measured"
+
+
+def test_a_smaller_preset_proves_nothing():
+    assert verdict({"value": 1.0, "preset": "smoke"}).status == "not measured"
+    assert verdict({"value": 1.0, "preset": "full"}).status == "replicates"
+
+
+@pytest.mark.parametrize("chapter", ["1", 1, "01", "01_first"])
+def test_a_claim_may_name_its_chapter_by_number(chapter):
+    assert verdict({"value": 1.0, "preset": "quick"}, chapter=chapter).status == "replicates"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule": {"metric": "mr", "op": "~", "value": 1}}, "rule.op '~'"),
+        ({"rule": {"metric": "mr", "op": ">="}}, "missing or misplaced field 'value'"),
+        ({"rule": {"metric": "mr", "op": ">=", "value": "high"}}, "is not a number"),
+        ({"paper": {"value": 1}}, "'source'"),
+        ({"preset": "tiny"}, "preset 'tiny'"),
+    ],
+)
+def test_faulty_claims_are_named(changes, message):
+    with pytest.raises(BuildError, match=message):
+        claims.parse_claim(claim(**changes), "expected.yml, claim 1")
+
+
+def test_expected_yml_of_this_study_is_sound():
+    path = ROOT / "data" / "expected.yml"
+    assert claims.load_claims(path), "data/expected.yml holds no claim"
+    known = {chapter.stem.split("_")[0] for chapter in Layout(ROOT).chapters()}
+    assert {c.chapter.split("_")[0].zfill(2) for c in claims.load_claims(path)} >= known, (
+        "a chapter without claims"
+    )
+
+
+def test_two_claims_may_not_share_an_id(tmp_path):
+    (tmp_path / "expected.yml").write_text(yaml.safe_dump([claim(), claim()]))
+    with pytest.raises(BuildError, match="the id 'c' is used twice"):
+        claims.load_claims(tmp_path / "expected.yml")
+
+
+def test_results_carry_the_fields_of_contract_7(layout):
+    run = layout.root / "run"
+    run.mkdir()
+    entry = {"chapter": "01_first", "name": "mr", "value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    (run / "headlines.json").write_text(json.dumps([entry]))
+    settings = {"run_dir": "run", "preset": "quick", "model": "testbed"}
+    record = {"chapter": "01_first", "commit": "abc", "parameters": settings}
+    figure = results.gather(layout, [record])["01_first"]["mr"]
+    assert set(figure) == set(results.FIELDS)
+    assert (figure["model"], figure["preset"], figure["commit"], figure["n"]) == (
+        "testbed",
+        "quick",
+        "abc",
+        10,
+    )
+
+
+def test_broken_headlines_are_named(tmp_path):
+    (tmp_path / "headlines.json").write_text('[{"name": "mr"}]')
+    with pytest.raises(BuildError, match="has no value"):
+        results.read_headlines(tmp_path / "headlines.json")
+
+
+def test_claims_table_escapes_bars_and_counts():
+    text = pages.claims_part([verdict(None, claim="a | b")], ["01_first"])
+    assert "a \\| b" in text
+    assert text.startswith("Of 1 claims with a rule, 0 replicate")
+    assert "notebooks/01_first.ipynb" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.9712, "0.97"), (1.0, "1.00"), (0.00123, "0.00123"), (512, "512"), (None, "–")]
+)
+def test_numbers_are_shown_with_the_digits_they_carry(value, shown):
+    assert results.show_number(value) == shown
+
+
+def test_configuration_without_npm_and_without_an_address(tmp_path):
+    (tmp_path / "_build").mkdir()
+    (tmp_path / "_config.yml").write_text((ROOT / "_config.yml").read_text())
+    path = site.configure(Layout(tmp_path), vendored=False, repository=None)
+    config = yaml.safe_load(path.read_text())
+    assert "mathjax_path" not in config["sphinx"]["config"]
+    assert "launch_buttons" not in config
+    config = yaml.safe_load(
+        site.configure(Layout(tmp_path), vendored=True, repository=("me", "dori")).read_text()
+    )
+    assert config["html"]["baseurl"] == "https://me.github.io/dori/"
+    assert config["repository"]["branch"] == site.PUBLISHED
+
+
+def test_links_of_the_card_lead_nowhere_on_the_site_and_become_text(layout):
+    (layout.data / "testbed").mkdir()
+    (layout.data / "testbed" / "README.md").write_text(
+        "[log](training_log.csv), [paper](https://arxiv.org/abs/1)"
+    )
+    (layout.src / "generated").mkdir(parents=True)
+    stage.stage_card(layout)
+    assert (
+        layout.src / "generated" / "testbed_card.md"
+    ).read_text() == "log, [paper](https://arxiv.org/abs/1)"
+
+
+def test_unknown_preset_is_a_usage_error(capsys):
+    import build
+
+    with pytest.raises(SystemExit) as stop:
+        build.parse_arguments(["--preset", "tiny"])
+    assert stop.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""The built site: check_site.py on planted faults, then the real pages (these need `make book`)."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from check_site import check_site
+
+ROOT = Path(__file__).resolve().parents[1]
+HTML = ROOT / "_build" / "html"
+FIELDS = {"value", "low", "high", "n", "preset", "model", "commit"}
+
+needs_book = pytest.mark.skipif(
+    not (HTML / "index.html").exists(), reason="no built site: run `make book` first"
+)
+
+
+def mini_site(folder: Path, body: str) -> list[str]:
+    (folder / "index.html").write_text(f"<html><body id='top'>{body}</body></html>")
+    (folder / "other.html").write_text("<html><body><p id='here'>x</p><img src='a.png' alt=''></body></html>")
+    (folder / "a.png").write_bytes(b"")
+    return check_site(folder)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<a href='other.html#here'>x</a><a href='#top'>x</a><a href='#'>x</a>",
+        "<img src='a.png' alt='a hill'>",
+        "<a href='https://arxiv.org/abs/2507.16880'>paper</a>",
+        "<img src='data:image/png;base64,AA' alt='a hill'>",
+        "<link rel='canonical' href='https://example.org/'>",
+    ],
+)
+def test_sound_pages_pass(body, tmp_path):
+    assert mini_site(tmp_path, body) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("<a href='gone.html'>x</a>", "leads nowhere: gone.html"),
+        ("<a href='other.html#gone'>x</a>", "no such place on the page: other.html#gone"),
+        ("<img src='a.png'>", "image without alternative text: a.png"),
+        ("<img src='_images/f.png' alt='_images/f.png'>", "image without alternative text"),
+        ("<script src='https://cdn.example.org/x.js'></script>", "asks another server"),
+        ("<script src='//cdn.example.org/x.js'></script>", "asks another server"),
+        ("<link rel='stylesheet' href='https://fonts.example.org/f.css'>", "asks another server"),
+        ("<img src='https://example.org/a.png' alt='a hill'>", "asks another server"),
+        ("<script src='_static/gone.js'></script>", "leads nowhere: _static/gone.js"),
+    ],
+)
+def test_planted_faults_are_found(body, fault, tmp_path):
+    faults = mini_site(tmp_path, body)
+    assert any(fault in line and line.startswith("index.html") for line in faults), faults
+
+
+def test_an_empty_site_is_a_fault(tmp_path):
+    assert "no page was built" in check_site(tmp_path)[0]
+
+
+@needs_book
+def test_the_site_has_no_fault():
+    vendored = (HTML / "_static" / "vendor" / "embed.js").exists()
+    assert check_site(HTML, allow_outside=not vendored) == []
+
+
+@needs_book
+def test_no_chapter_shows_an_error():
+    notebooks = sorted((ROOT / "_build" / "executed").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        for cell in json.loads(path.read_text())["cells"]:
+            kinds = [output["output_type"] for output in cell.get("outputs", [])]
+            assert "error" not in kinds, f"{path.name}, cell {cell['id']}"
+
+
+@needs_book
+def test_pages_tell_nothing_of_the_building_machine():
+    for path in [*HTML.rglob("*.html"), *HTML.rglob("*.ipynb")]:
+        assert str(ROOT) not in path.read_text(encoding="utf-8"), path.name
+
+
+@needs_book
+def test_results_have_every_field_of_every_figure():
+    results = json.loads((ROOT / "_build" / "results.json").read_text())
+    assert results
+    for chapter, figures in results.items():
+        assert figures, f"{chapter} noted no figure"
+        assert all(set(figure) == FIELDS for figure in figures.values()), chapter
+
+
+@needs_book
+def test_landing_page_shows_the_claims_table():
+    page = (HTML / "index.html").read_text(encoding="utf-8")
+    assert "claims with a rule" in page
+    assert "Verdict" in page
+
+
+def find_browser() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    browser = next((path for path in map(shutil.which, names) if path), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    if shutil.which("node") is None or not (ROOT / "node_modules" / "playwright-core").exists():
+        pytest.skip("playwright-core is not installed: `make book` fetches it where npm is")
+    return browser
+
+
+@needs_book
+def test_pages_work_in_a_browser_without_asking_anybody():
+    """Every page opens without an error or an outside request; a slider moves its picture."""
+    command = ["node", str(ROOT / "tests" / "browser.mjs"), find_browser(), str(HTML)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert report["pages"] >= 5
+    assert report["faults"] == []

@@ -1,0 +1,88 @@
+"""The chapters keep the form that papermill, the page builder and readers rely on."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
+COMMON = {"model", "benchmark", "preset", "seed", "device", "run_dir"}
+MAX_CODE_LINES = 15
+
+each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+
+
+def code_cells(chapter: Path) -> list:
+    return [cell for cell in jupytext.read(chapter).cells if cell.cell_type == "code"]
+
+
+def figures(chapter: Path) -> list[dict]:
+    """`mystnb` metadata of the cells that make figures."""
+    settings = [cell.metadata.get("mystnb", {}) for cell in code_cells(chapter)]
+    return [entry for entry in settings if "figure" in entry]
+
+
+def test_there_is_a_chapter():
+    assert CHAPTERS, "notebooks/ holds no chapter"
+
+
+@each_chapter
+def test_one_parameters_cell_with_the_common_names(chapter):
+    cells = [cell for cell in code_cells(chapter) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1
+    assigned = {
+        target.id
+        for node in ast.parse(cells[0].source).body
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    }
+    assert assigned >= COMMON
+
+
+@each_chapter
+def test_kernel_is_named(chapter):
+    assert jupytext.read(chapter).metadata["kernelspec"]["name"] == "python3"
+
+
+@each_chapter
+def test_cells_are_short(chapter):
+    for cell in code_cells(chapter):
+        lines = [
+            line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")
+        ]
+        assert len(lines) <= MAX_CODE_LINES, f"a cell of {len(lines)} lines begins with: {lines[0]}"
+
+
+@each_chapter
+def test_figures_have_name_caption_and_words(chapter):
+    for entry in figures(chapter):
+        name = entry["figure"].get("name", "")
+        assert re.fullmatch(r"fig-[a-z0-9-]+", name), f"figure name '{name}'"
+        assert entry["figure"].get("caption"), f"{name} has no caption"
+        assert len(entry.get("image", {}).get("alt", "")) > 20, f"{name}: describe what the figure shows"
+
+
+def test_figure_names_are_unique_in_the_book():
+    names = [entry["figure"]["name"] for chapter in CHAPTERS for entry in figures(chapter)]
+    names += re.findall(r":name: (fig-\S+)", "".join(p.read_text() for p in (ROOT / "book").glob("*.md")))
+    assert len(names) == len(set(names))
+
+
+@each_chapter
+def test_chapter_is_in_the_table_of_contents_and_has_a_label(chapter):
+    assert f"notebooks/{chapter.stem}" in (ROOT / "book" / "_toc.yml").read_text()
+    first = next(cell for cell in jupytext.read(chapter).cells if cell.cell_type == "markdown")
+    assert re.match(r"\([a-z0-9-]+\)=\n# ", first.source), (
+        "begin with a label and the title: (name)=, # Title"
+    )
+
+
+@each_chapter
+def test_chapter_holds_no_logic(chapter):
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.While)
+    for cell in code_cells(chapter):
+        found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)]
+        assert not found, "definitions belong in the package dori"
