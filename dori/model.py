@@ -1,6 +1,6 @@
 """One small adapter over a text-to-image pipeline, so that no algorithm asks which model it has."""
 
-import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dori.errors import DoriError
 from dori.loading import Defaults, load_pipeline, read_defaults, resolve_device
 from dori.sampling import Callback, alpha_sigma, ddim, ddim_scheduler, epsilon_from_velocity, guided, velocity
+from dori.store import weights_hash
 
 # Pixels sampled at once where the caller does not say: 64 images of 64 px on a CPU, 8 of 512 px on a GPU.
 PIXELS_AT_ONCE = {"cpu": 64 * 64**2, "cuda": 8 * 512**2, "mps": 2 * 512**2}
@@ -69,17 +70,9 @@ class TextToImageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (16 hex digits) over every weight: stored results belong to weights, not to a path."""
-        digest = hashlib.sha256(self.prediction_type.encode())
-        for part in (self.unet, self.vae, self.text_encoder):
-            for key, value in sorted(part.state_dict().items()):
-                digest.update(key.encode())
-                digest.update(
-                    value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                    if value.ndim
-                    else str(value.item()).encode()
-                )
-        return digest.hexdigest()[:16]
+        """sha256 (16 hex digits) over weights and noise schedule: results belong to them, not to a path."""
+        schedule = {k: v for k, v in self.new_scheduler().config.items() if not k.startswith("_")}
+        return weights_hash([self.unet, self.vae, self.text_encoder], json.dumps(schedule, sort_keys=True))
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:

@@ -9,14 +9,14 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dori.errors import DoriError
 
@@ -34,6 +34,16 @@ class Record:
 def content_key(decides: Mapping) -> str:
     """sha256 (24 hex digits) of everything that decides a result, in one canonical spelling."""
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def weights_hash(modules: Iterable[nn.Module], settings: str = "") -> str:
+    """sha256 (16 hex digits) over `settings` and the names and values of every weight."""
+    digest = hashlib.sha256(settings.encode())
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -76,12 +86,19 @@ class RunStore:
     def find(self, stage: str, decides: Mapping) -> Record | None:
         """The record of an item, or None if it is missing or unreadable."""
         path = self._path(stage, decides)
+        if not path.is_file():
+            return None
         try:
             entry = json.loads(path.read_text())
             tensors = load_file(path.with_suffix(".safetensors")) if entry["tensors"] else {}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            return None  # a damaged record is computed again
+            path.unlink(missing_ok=True)  # damaged: the item counts as missing and is computed again
+            return None
         return Record(entry["values"], tensors)
+
+    def has(self, stage: str, decides: Mapping) -> bool:
+        """Whether a record lies there, without reading it."""
+        return self._path(stage, decides).is_file()
 
     def save(self, stage: str, decides: Mapping, record: Record) -> Record:
         """Store one item's record; tensors first, the JSON that vouches for them last."""
@@ -103,7 +120,7 @@ class RunStore:
     def provenance(self, **more: object) -> dict:
         """Versions, commit, machine and wall time of this run, as a plain dict."""
         return {
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": {"python": platform.python_version(), **versions()},
             "commit": commit(),
             "machine": {
                 "system": platform.platform(),
@@ -131,7 +148,8 @@ def commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Versions of the packages that decide results; None for a missing one."""
     found = {}
     for package in PACKAGES:
         try:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dori.errors import DoriError
+from dori.store import weights_hash
 
 
 class CopyDescriptor(Protocol):
@@ -47,6 +49,11 @@ class NetDescriptor:
 
     mean: Tensor | None = None  # per channel, (3, 1, 1); None leaves [0, 1] as it is
     std: Tensor | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (16 hex digits) of the weights: scores in a run directory belong to them, not to a name."""
+        return weights_hash([self.net])
 
     @torch.no_grad()
     def embed(self, images: Tensor, *, batch_size: int = 256) -> Tensor:

@@ -18,6 +18,12 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.n}"
 
+    @property
+    def percent(self) -> str:
+        """The same for prose: 97 % [91, 99], n = 32."""
+        value, low, high = (f"{100 * v:.3g}" for v in self[:3])
+        return f"{value} % [{low}, {high}], n = {self.n}"
+
 
 def wilson(k: int, n: int) -> Estimate:
     """Share k/n with Wilson's 95 % interval, honest near 0 and 1; an empty sample says nothing: [0, 1]."""

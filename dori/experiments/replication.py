@@ -1,0 +1,201 @@
+"""Chapter 1: does a model return training images from their prompts, and can one tell from outside?"""
+
+from collections.abc import Iterator
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dori.benchmark import Benchmark
+from dori.detection import magnitudes
+from dori.loading import BUNDLED
+from dori.metrics.alignment import ClipScorer, attribute_accuracy
+from dori.metrics.copy import similarity
+from dori.metrics.fidelity import nearest_neighbours
+from dori.metrics.replication import rates
+from dori.store import Record
+from dori.study import Sampling, Study, generate_and_score, noise_seed, progress, stored_images
+
+
+def memorized_prompts(study: Study) -> Benchmark:
+    """As many prompts of each kind and number of copies as the preset asks for."""
+    return study.preset.pick(study.memorized)
+
+
+def regular_prompts(study: Study) -> Benchmark:
+    """Held-out prompts, which no model was trained on."""
+    return study.preset.pick(study.regular)
+
+
+def top_prompts(study: Study, n: int | None = None) -> Benchmark:
+    """Verbatim prompts at the highest number of copies."""
+    verbatim = memorized_prompts(study).select(kind="verbatim")
+    if "copies" in verbatim.table and len(verbatim):
+        verbatim = verbatim.select(copies=verbatim.table["copies"].max())
+    return verbatim.head(n)
+
+
+def replicate(study: Study) -> pd.DataFrame:
+    """Memorized and regular prompts against their own images: a row per image, `sort` names the sort."""
+    parts = [
+        generate_and_score(study, b) for b in (memorized_prompts(study), regular_prompts(study)) if len(b)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(sort=table["kind"].replace({"none": "regular"}))
+
+
+def twin_table(study: Study) -> pd.DataFrame:
+    """The top prompts on the model and on its twin (where it has one), same noise; column `model`."""
+    studies = {study.model.name: study} | ({"twin": study.twin} if study.twin else {})
+    parts = [generate_and_score(s, top_prompts(study)).assign(model=name) for name, s in studies.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def dose_response(table: pd.DataFrame) -> pd.DataFrame:
+    """Memorization rate of verbatim prompts by copies in training; one row where copies are unknown."""
+    verbatim = table[table["kind"] == "verbatim"]
+    return rates(verbatim.assign(copies=verbatim.get("copies", 1)), ["copies"])
+
+
+def seed_curve(table: pd.DataFrame) -> pd.DataFrame:
+    """Memorization rate against the number of images drawn per prompt: the maximum can only rise with it."""
+    parts = [table[table["seed"] < k].assign(seeds=k) for k in range(1, int(table["seed"].max()) + 2)]
+    return rates(pd.concat(parts), ["sort", "seeds"])
+
+
+def sweep(study: Study, setting: str) -> pd.DataFrame:
+    """Top and regular prompts over one setting, `guidance_scale` or `steps`, all else as in the study."""
+    preset, values = (
+        study.preset,
+        {"guidance_scale": study.preset.guidance, "steps": study.preset.step_counts},
+    )
+    sets = (top_prompts(study, preset.sweep_prompts), study.regular.head(preset.sweep_prompts))
+    parts = []
+    for value in values[setting]:
+        sampling = study.sampling(seeds=min(2, preset.seeds), **{setting: value})
+        parts += [generate_and_score(study, b, sampling).assign(**{setting: value}) for b in sets if len(b)]
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(sort=table["kind"].replace({"none": "regular", "verbatim": "memorized"}))
+
+
+def template_table(study: Study, sampling: Sampling | None = None) -> pd.DataFrame:
+    """Template prompts against their own image and their whole group (same scene, one region differs).
+
+    A row per image: id, seed, score, group_score (best over the group), own_is_nearest.
+    """
+    columns = ["id", "seed", "score", "group_score", "own_is_nearest"]
+    sampling = sampling or study.sampling()
+    prompts = memorized_prompts(study).select(kind="template")
+    members = study.memorized.select(kind="template")
+    if not len(prompts):
+        return pd.DataFrame(columns=columns)
+    vectors, rows = study.descriptor.embed(members.images(size=study.model.defaults.image_size)), []
+    for i, images in stored_images(study, prompts, sampling):
+        group = members.table["group"] == members.table.loc[i, "group"]
+        scores = similarity(study.descriptor.embed(images), vectors[group.tolist()])
+        own = list(members.table.index[group]).index(i)
+        for seed, found in enumerate(scores):
+            rows.append((i, seed, float(found[own]), float(found.max()), int(found.argmax()) == own))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def train_index() -> Tensor:
+    """Copy descriptors of every image of the bundled training set, (N, d)."""
+    from dori.testbed.paths import TESTBED
+
+    return torch.cat(
+        [v.float() for v in load_file(TESTBED / "descriptor" / "train_index.safetensors").values()]
+    )
+
+
+def neighbour_table(study: Study) -> pd.DataFrame:
+    """Best copy score over the whole training set, for regular generations and for held-out images.
+
+    Held-out images were never trained on, so their scores show how near chance comes to some training image.
+    """
+    if study.model.name not in BUNDLED:
+        return pd.DataFrame(columns=["source", "score", "neighbour"])
+    index, parts = train_index(), []
+    for source, images in (("generated", regular_images(study)), ("held-out", study.regular.images())):
+        parts.append(nearest_neighbours(study.descriptor, images, index).assign(source=source))
+    return pd.concat(parts, ignore_index=True)
+
+
+def attribute_table(study: Study) -> pd.DataFrame:
+    """Are regular prompts followed? Attributes read by the bundled CLIP off generations and held-out images.
+
+    The held-out images are right by construction: their accuracy is the reader's own ceiling.
+    """
+    if study.model.name not in BUNDLED:
+        return pd.DataFrame(columns=["source", "image", "slot", "said", "seen", "correct", "chance"])
+    prompts, clip = regular_prompts(study), ClipScorer.load(device=study.model.device)
+    said = prompts.table.to_dict("records")
+    tables = []
+    for source, images in (("generated", regular_images(study, seeds=1)), ("held-out", prompts.images())):
+        tables.append(attribute_accuracy(clip, images, said, prompts.prompts()).assign(source=source))
+    return pd.concat(tables, ignore_index=True)
+
+
+def regular_images(study: Study, *, seeds: int | None = None) -> Tensor:
+    """Generations of the regular prompts, (B, 3, H, W), the first `seeds` of each."""
+    return torch.cat([x[:seeds] for _, x in stored_images(study, regular_prompts(study), study.sampling())])
+
+
+def detection_table(study: Study, *, steps: int = 1) -> pd.DataFrame:
+    """Wen's magnitude of memorized and regular prompts, no training image used: a row per prompt.
+
+    Columns: id, kind, copies, score (mean over seeds and the first `steps` steps), memorized.
+    The noise is not that of the images: a detector does not know which images will be drawn.
+    """
+    sets = (memorized_prompts(study), study.regular.head(study.preset.detection_regular))
+    table = pd.concat([b.table for b in sets])
+    scores = dict(_magnitudes(study, table["prompt"], steps))
+    kept = [c for c in ("kind", "copies") if c in table]
+    return table[kept].assign(score=pd.Series(scores), memorized=table["kind"] != "none").reset_index()
+
+
+def _magnitudes(study: Study, prompts: pd.Series, steps: int) -> Iterator[tuple[str, float]]:
+    """(id, score) of each prompt, from the store where it has been computed."""
+    sampling = study.sampling()
+    with progress(len(prompts), "detection") as bar:
+        for i, prompt in prompts.items():
+            seeds = [noise_seed(study.seed, f"detection/{i}", k) for k in range(sampling.seeds)]
+            decides = {"model": study.model.fingerprint, "prompt": prompt, "noise": seeds, "first": steps}
+            decides |= {"guidance_scale": sampling.guidance_scale, "steps": sampling.steps, "version": 1}
+            found = study.store.get(
+                "magnitude", decides, lambda p=prompt, s=seeds: _magnitude(study, p, s, steps)
+            )
+            bar.update()
+            yield i, found.values["score"]
+
+
+def _magnitude(study: Study, prompt: str, seeds: list[int], steps: int) -> Record:
+    embeds = study.model.encode_prompts([prompt]).expand(len(seeds), -1, -1)
+    sampling = study.sampling()
+    found = magnitudes(
+        study.model,
+        embeds,
+        seeds,
+        steps=steps,
+        guidance_scale=sampling.guidance_scale,
+        num_inference_steps=sampling.steps,
+    )
+    return Record({"score": float(found.mean())})
+
+
+def gallery(study: Study, prompts: Benchmark, sampling: Sampling | None = None) -> list[dict]:
+    """What a grid shows of each prompt: id, prompt, original (3, H, W), images (S, 3, H, W), scores."""
+    sampling = sampling or study.sampling()
+    scores = generate_and_score(study, prompts, sampling).groupby("id", sort=False)["score"].apply(list)
+    originals = prompts.images(size=study.model.defaults.image_size)
+    return [
+        {
+            "id": i,
+            "prompt": prompts.table.loc[i, "prompt"],
+            "original": original,
+            "images": images,
+            "scores": scores[i],
+        }
+        for original, (i, images) in zip(originals, stored_images(study, prompts, sampling), strict=True)
+    ]
