@@ -1,0 +1,108 @@
+"""The paper's claims against what was measured: rules from data/expected.yml, written beforehand."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from dori.errors import DoriError
+
+OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+PRESET_ORDER = ("smoke", "quick", "full", "paper")
+EXPECTED = Path(__file__).resolve().parents[1] / "data" / "expected.yml"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of expected.yml: what the paper says, and the rule by which it counts as replicated here."""
+
+    chapter: str
+    id: str
+    claim: str
+    paper_value: Any
+    paper_source: str
+    metric: str
+    op: str
+    value: float
+    preset: str
+
+
+def load_claims(path: Path = EXPECTED) -> list[Claim]:
+    """All claims in the file's order; none if there is no file. Raises DoriError naming the faulty row."""
+    if not path.is_file():
+        return []
+    rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+    rows = rows.get("claims", []) if isinstance(rows, Mapping) else rows
+    return [_claim(row, f"{path.name}, claim {number}") for number, row in enumerate(rows, 1)]
+
+
+def judge(claim: Claim, figure: Mapping[str, Any] | None) -> str:
+    """`replicates`, `does not replicate`, or `not measured` (no figure, or a smaller preset)."""
+    if figure is None or figure.get("value") is None or _rank(figure.get("preset")) < _rank(claim.preset):
+        return "not measured"
+    holds = OPERATORS[claim.op](figure["value"], claim.value)
+    return "replicates" if holds else "does not replicate"
+
+
+def claims_table(
+    chapter: str, figures: Mapping[str, Mapping[str, Any]], path: Path = EXPECTED
+) -> pd.DataFrame:
+    """One row per claim of a chapter ("01"): claim, paper, source, rule, here, interval, n, verdict."""
+    rows = []
+    for claim in load_claims(path):
+        if claim.chapter.split("_")[0].zfill(2) != chapter.split("_")[0]:
+            continue
+        figure = figures.get(claim.metric)
+        rows.append(
+            {
+                "claim": claim.claim,
+                "paper": "–" if claim.paper_value is None else claim.paper_value,
+                "source": claim.paper_source,
+                "rule": f"{claim.op} {claim.value:g}",
+                **_shown(figure),
+                "verdict": judge(claim, figure),
+            }
+        )
+    return pd.DataFrame(
+        rows, columns=["claim", "paper", "source", "rule", "here", "interval", "n", "verdict"]
+    )
+
+
+def _shown(figure: Mapping[str, Any] | None) -> dict[str, str]:
+    """A figure's value, interval and n as text."""
+    if figure is None or figure.get("value") is None:
+        return {"here": "–", "interval": "–", "n": "–"}
+    bounds = [figure.get("low"), figure.get("high")]
+    interval = "–" if None in bounds else f"[{bounds[0]:.2f}, {bounds[1]:.2f}]"
+    return {"here": f"{figure['value']:.2f}", "interval": interval, "n": str(figure.get("n", "–"))}
+
+
+def _claim(row: Mapping[str, Any], where: str) -> Claim:
+    """Check one row."""
+    try:
+        paper, rule = row["paper"], row["rule"]
+        claim = Claim(
+            chapter=str(row["chapter"]),
+            id=row["id"],
+            claim=row["claim"],
+            paper_value=paper.get("value"),
+            paper_source=paper["source"],
+            metric=rule["metric"],
+            op=rule["op"],
+            value=float(rule["value"]),
+            preset=row.get("preset", "quick"),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DoriError(f"{where}: missing or misplaced field {error}") from None
+    if claim.op not in OPERATORS or claim.preset not in PRESET_ORDER:
+        raise DoriError(f"{where}: unknown rule.op '{claim.op}' or preset '{claim.preset}'")
+    return claim
+
+
+def _rank(preset: str | None) -> int:
+    """Size order of the presets; an unknown one ranks below all."""
+    return PRESET_ORDER.index(preset) if preset in PRESET_ORDER else -1
