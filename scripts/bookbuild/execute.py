@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from traitlets.config import Config
 
 from bookbuild.layout import BuildError, Layout
 from bookbuild.stage import prepare_chapter
@@ -25,6 +27,7 @@ from bookbuild.stage import prepare_chapter
 # Read by the build and the tests alone: a change there changes no output of a chapter.
 NOT_READ_BY_CHAPTERS = {"expected.yml"}
 INJECTED = "injected-parameters"
+KERNEL = Config({"KernelManager": {"transport": "ipc"}})  # files between build and kernel, no open ports
 
 
 def hash_files(root: Path, paths: Iterable[Path], extra: str = "") -> str:
@@ -101,11 +104,18 @@ def run_notebook(layout: Layout, prepared: Path, parameters: Mapping[str, Any]) 
             kernel_name="python3",
             cwd=str(layout.root),
             progress_bar=sys.stderr.isatty(),
+            config=KERNEL,
         )
     except papermill.PapermillExecutionError as error:
         raise BuildError(f"{prepared.stem}: {error}\nThe notebook up to there: {unfinished}") from error
     unfinished.unlink()
     return tidy(notebook)
+
+
+def peak_memory() -> float:
+    """GiB that the largest kernel so far has held at once; Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 class Executor:
@@ -146,6 +156,7 @@ class Executor:
             "hash": current,
             "parameters": self.declared[source.stem] | parameters,
             "seconds": round(time.monotonic() - started, 1),
+            "peak_gib": round(peak_memory(), 2),
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "commit": git_commit(self.layout.root),
         }

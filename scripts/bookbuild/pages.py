@@ -98,12 +98,13 @@ def figures_part(figures: Figures) -> str:
 def provenance_part(records: list[Mapping[str, Any]], commit: str) -> str:
     """What ran, when, for how long, on what, from which sources."""
     runs = table(
-        ("Chapter", "Preset", "Minutes", "Finished", "Commit"),
+        ("Chapter", "Preset", "Minutes", "Peak memory", "Finished", "Commit"),
         (
             [
                 chapter_link(r["chapter"]),
                 r["parameters"].get("preset", "–"),
                 f"{r['seconds'] / 60:.1f}",
+                f"{r['peak_gib']:.1f} GiB",
                 r["finished"],
                 f"`{r['commit']}`",
             ]

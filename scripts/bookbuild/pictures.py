@@ -12,15 +12,15 @@ from PIL import Image
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from bookbuild.layout import Layout
+from bookbuild.layout import BuildError, Layout
 
-COLUMNS, ROWS, ZOOM, GAP = 8, 4, 2, 8  # images a row, rows a sheet, enlargement, pixels between
+COLUMNS, ROWS, ZOOM, GAP = 8, 4, 2, 8  # images a row, rows of regular images, enlargement, pixels between
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe-Ito
 
 
 def sample_sheet(images: list[Path], target: Path) -> None:
-    """A sheet of the first `COLUMNS * ROWS` images, enlarged without smoothing, on a transparent ground."""
-    tiles = [Image.open(path).convert("RGB") for path in images[: COLUMNS * ROWS]]
+    """A sheet of `images`, `COLUMNS` a row, enlarged without smoothing, on a transparent ground."""
+    tiles = [Image.open(path).convert("RGB") for path in images]
     side = max((tile.width for tile in tiles), default=64) * ZOOM
     rows = max(1, -(-len(tiles) // COLUMNS))
     step = side + GAP
@@ -68,9 +68,21 @@ def running_mean(values: tuple[float, ...], weight: float = 0.9) -> list[float]:
     return means
 
 
+def images_by_copies(benchmark: Path) -> list[Path]:
+    """`COLUMNS` verbatim images for each number of copies, most copies first: a row of the sheet each."""
+    with benchmark.open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["kind"] == "verbatim"]
+    levels = sorted({int(row["copies"]) for row in rows}, reverse=True)
+    chosen = [[row for row in rows if int(row["copies"]) == level][:COLUMNS] for level in levels]
+    return [benchmark.parent / row["image"] for level in chosen for row in level]
+
+
 def draw_pictures(layout: Layout) -> None:
     """Draw the testbed's pictures into `_build/src/generated/`."""
     testbed, target = layout.data / "testbed", layout.src / "generated"
-    for kind in ("memorized", "regular"):
-        sample_sheet(sorted((testbed / "images" / kind).glob("*.png")), target / f"samples_{kind}.png")
+    if not (testbed / "memorized.csv").exists():
+        raise BuildError(f"{testbed}: no memorized.csv; make the testbed with `dori testbed train`")
+    sample_sheet(images_by_copies(testbed / "memorized.csv"), target / "samples_memorized.png")
+    regular = sorted((testbed / "images" / "regular").glob("*.png"))[: COLUMNS * ROWS]
+    sample_sheet(regular, target / "samples_regular.png")
     training_curves(read_log(testbed / "training_log.csv"), target / "training_curves.png")
