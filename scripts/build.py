@@ -20,6 +20,8 @@ from bookbuild.execute import Executor, git_commit, read_records
 from bookbuild.layout import BuildError, Layout
 from check_site import check_site
 
+from dori.errors import DoriError
+
 # Pages are no terminal: progress bars would be written into them line by line.
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -44,9 +46,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def assemble(layout: Layout) -> None:
     """Fill `_build/src`: pages, executed chapters, and the generated parts."""
     records = read_records(layout)
-    figures = results.gather(layout, records)
+    figures = results.gather(records)
     results.write(layout, figures)
-    verdicts = [claims.judge(claim, figures) for claim in claims.load_claims(layout.data / "expected.yml")]
+    verdicts = claims.decide_all(layout.data / "expected.yml", figures)
     stage.stage_sources(layout)
     stage.stage_card(layout)
     pictures.draw_pictures(layout)
@@ -90,7 +92,7 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     try:
         build(layout, dict(options.parameter) | {"preset": options.preset}, options.chapter)
-    except BuildError as error:
+    except (BuildError, DoriError) as error:
         print(f"book: {error}", file=sys.stderr)
         return 2
     print(f"The book is in {layout.html / 'index.html'} ({time.monotonic() - started:.0f} s).")

@@ -1,6 +1,5 @@
 """The builder: stable notebooks, execution only where something changed, honest verdicts."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ import nbformat
 import yaml
 from bookbuild import claims, execute, pages, results, site, stage
 from bookbuild.layout import BuildError, Layout
+
+from dori.claims import load_claims
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL = "#   kernelspec: {name: python3, display_name: Python 3, language: python}\n"
@@ -56,13 +57,15 @@ def test_a_parameter_of_no_chapter_is_refused(layout):
         parameters(layout, sed=1)
 
 
-def test_prose_keeps_the_run_directory_and_code_renews_it(layout):
-    before = parameters(layout, preset="smoke")["run_dir"]
-    (layout.notebooks / "01_first.py").write_text(CHAPTER.replace("Title", "Other title"))
-    assert parameters(layout, preset="smoke")["run_dir"] == before
+def test_the_run_directory_is_named_by_chapter_and_preset(layout):
+    assert parameters(layout, preset="smoke")["run_dir"] == "_build/runs/01_first/smoke"
+    assert parameters(layout, run_dir="mine")["run_dir"] == "mine"
+
+
+def test_code_of_the_package_causes_a_new_run(layout):
+    before = executor(layout).shared
     (layout.root / "dori" / "study.py").write_text("A = 2\n")
-    assert parameters(layout, preset="smoke")["run_dir"] != before
-    assert not Path(before).is_absolute(), "pages would show paths of the building machine"
+    assert executor(layout).shared != before
 
 
 def test_the_rules_for_verdicts_do_not_cause_a_new_run(layout):
@@ -105,84 +108,59 @@ def claim(**changes) -> dict:
     return row | changes
 
 
-def verdict(figure: dict | None, **changes) -> claims.Verdict:
-    figures = {"01_first": {"mr": figure} if figure else {}}
-    return claims.judge(claims.parse_claim(claim(**changes), "row"), figures)
+def verdict(figure: dict | None, tmp_path: Path, **changes) -> claims.Verdict:
+    path = tmp_path / "expected.yml"
+    path.write_text(yaml.safe_dump([claim(**changes)]))
+    return claims.decide_all(path, {"01_first": {"mr": figure} if figure else {}})[0]
 
 
-def test_verdicts_follow_the_rule_and_show_an_open_interval():
+def test_verdicts_follow_the_rule_and_show_an_open_interval(tmp_path):
     figure = {"value": 0.97, "low": 0.9, "high": 1.0, "preset": "quick"}
-    assert (verdict(figure).status, verdict(figure).open_interval) == ("replicates", True)
-    assert verdict(figure | {"low": 0.96}).open_interval is False
-    assert verdict(figure | {"value": 0.5}).status == "does not replicate"
-    assert verdict(None).status == "not measured"
-
-
-def test_a_smaller_preset_proves_nothing():
-    assert verdict({"value": 1.0, "preset": "smoke"}).status == "not measured"
-    assert verdict({"value": 1.0, "preset": "full"}).status == "replicates"
+    assert verdict(figure, tmp_path).status == "replicates"
+    assert verdict(figure, tmp_path).open_interval
+    assert not verdict(figure | {"low": 0.96}, tmp_path).open_interval
+    assert verdict(figure | {"value": 0.5}, tmp_path).status == "does not replicate"
+    assert verdict(None, tmp_path).status == "not measured"
+    assert verdict({"value": None, "preset": "quick"}, tmp_path).status == "not measured"
 
 
 @pytest.mark.parametrize("chapter", ["1", 1, "01", "01_first"])
-def test_a_claim_may_name_its_chapter_by_number(chapter):
-    assert verdict({"value": 1.0, "preset": "quick"}, chapter=chapter).status == "replicates"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rule": {"metric": "mr", "op": "~", "value": 1}}, "rule.op '~'"),
-        ({"rule": {"metric": "mr", "op": ">="}}, "missing or misplaced field 'value'"),
-        ({"rule": {"metric": "mr", "op": ">=", "value": "high"}}, "is not a number"),
-        ({"paper": {"value": 1}}, "'source'"),
-        ({"preset": "tiny"}, "preset 'tiny'"),
-    ],
-)
-def test_faulty_claims_are_named(changes, message):
-    with pytest.raises(BuildError, match=message):
-        claims.parse_claim(claim(**changes), "expected.yml, claim 1")
+def test_a_claim_may_name_its_chapter_by_number(chapter, tmp_path):
+    assert verdict({"value": 1.0, "preset": "quick"}, tmp_path, chapter=chapter).status == "replicates"
 
 
 def test_expected_yml_of_this_study_is_sound():
-    path = ROOT / "data" / "expected.yml"
-    assert claims.load_claims(path), "data/expected.yml holds no claim"
-    known = {chapter.stem.split("_")[0] for chapter in Layout(ROOT).chapters()}
-    assert {c.chapter.split("_")[0].zfill(2) for c in claims.load_claims(path)} >= known, (
-        "a chapter without claims"
+    found = load_claims(ROOT / "data" / "expected.yml")
+    assert found, "data/expected.yml holds no claim"
+    assert len({c.id for c in found}) == len(found), "an id is used twice"
+    chapters = {claims.chapter_number(path.stem) for path in Layout(ROOT).chapters()}
+    assert {claims.chapter_number(c.chapter) for c in found} >= chapters, "a chapter without claims"
+
+
+def test_a_run_keeps_the_figures_the_chapter_noted_and_no_old_ones(layout):
+    figure = dict.fromkeys(results.FIELDS) | {"value": 0.5, "n": 10}
+    written = f"write_text(json.dumps({{'mr': {figure!r}}}))"
+    note = f"import json, pathlib\npathlib.Path(run_dir, 'headlines.json').{written}"
+        "import json, pathlib\npathlib.Path(run_dir, 'headlines.json').write_text(json.dumps({'mr': %r}))"
+        % figure
     )
-
-
-def test_two_claims_may_not_share_an_id(tmp_path):
-    (tmp_path / "expected.yml").write_text(yaml.safe_dump([claim(), claim()]))
-    with pytest.raises(BuildError, match="the id 'c' is used twice"):
-        claims.load_claims(tmp_path / "expected.yml")
-
-
-def test_results_carry_the_fields_of_contract_7(layout):
-    run = layout.root / "run"
-    run.mkdir()
-    entry = {"chapter": "01_first", "name": "mr", "value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
-    (run / "headlines.json").write_text(json.dumps([entry]))
-    settings = {"run_dir": "run", "preset": "quick", "model": "testbed"}
-    record = {"chapter": "01_first", "commit": "abc", "parameters": settings}
-    figure = results.gather(layout, [record])["01_first"]["mr"]
-    assert set(figure) == set(results.FIELDS)
-    assert (figure["model"], figure["preset"], figure["commit"], figure["n"]) == (
-        "testbed",
-        "quick",
-        "abc",
-        10,
-    )
+    run = layout.runs / "01_first" / "quick"
+    run.mkdir(parents=True)
+    (run / "headlines.json").write_text('{"old": {}}')
+    source = layout.chapters()[0]
+    source.write_text(CHAPTER.replace("print(preset)", note))
+    record = executor(layout, preset="quick").run(source)
+    assert results.gather([record]) == {"01_first": {"mr": figure}}
 
 
 def test_broken_headlines_are_named(tmp_path):
-    (tmp_path / "headlines.json").write_text('[{"name": "mr"}]')
-    with pytest.raises(BuildError, match="has no value"):
+    (tmp_path / "headlines.json").write_text('{"mr": {"value": 1}}')
+    with pytest.raises(BuildError, match=r"'mr' has no .*preset"):
         results.read_headlines(tmp_path / "headlines.json")
 
 
-def test_claims_table_escapes_bars_and_counts():
-    text = pages.claims_part([verdict(None, claim="a | b")], ["01_first"])
+def test_claims_table_escapes_bars_and_counts(tmp_path):
+    text = pages.claims_part([verdict(None, tmp_path, claim="a | b")], ["01_first"])
     assert "a \\| b" in text
     assert text.startswith("Of 1 claims with a rule, 0 replicate")
     assert "notebooks/01_first.ipynb" in text

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import papermill
 from traitlets.config import Config
 
 from bookbuild.layout import BuildError, Layout
+from bookbuild.results import read_headlines
 from bookbuild.stage import prepare_chapter
 
 # Read by the build and the tests alone: a change there changes no output of a chapter.
@@ -131,12 +131,10 @@ class Executor:
             self.declared[source.stem] = declared_parameters(prepared)
 
     def parameters(self, chapter: str) -> dict[str, Any]:
-        """What `chapter` is run with. Its run directory is named after the inputs that decide its records:
-        an edit to the prose reuses them, an edit to `dori/` never mixes old and new ones."""
+        """What `chapter` is run with. The run directory stays: records in it are kept by content."""
         chosen = choose_parameters(self.wanted, self.declared, chapter=chapter)
         if "run_dir" in self.declared[chapter] and "run_dir" not in chosen:
-            key = hashlib.sha256((self.shared + json.dumps(chosen, sort_keys=True)).encode()).hexdigest()[:8]
-            folder = self.layout.runs / chapter / f"{chosen.get('preset', 'default')}-{key}"
+            folder = self.layout.runs / chapter / str(chosen.get("preset", "default"))
             chosen["run_dir"] = folder.relative_to(self.layout.root).as_posix()
         return chosen
 
@@ -149,6 +147,8 @@ class Executor:
             print(f"{source.stem}: unchanged since {record['finished']}", flush=True)
             return record
         print(f"{source.stem}: executing with {parameters}", flush=True)
+        headlines = self.layout.root / parameters.get("run_dir", "") / "headlines.json"
+        headlines.unlink(missing_ok=True)  # a figure the chapter no longer notes must not live on
         started = time.monotonic()
         notebook = run_notebook(self.layout, self.layout.prepared / f"{source.stem}.ipynb", parameters)
         record = {
@@ -159,13 +159,14 @@ class Executor:
             "peak_gib": round(peak_memory(), 2),
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "commit": git_commit(self.layout.root),
+            "figures": read_headlines(headlines),
         }
         self.save(notebook, record)
         print(f"{source.stem}: done in {record['seconds']:.0f} s", flush=True)
         return record
 
     def save(self, notebook: nbformat.NotebookNode, record: Mapping[str, Any]) -> None:
-        """Keep notebook and record, and drop run directories of earlier inputs."""
+        """Keep notebook and record."""
         self.layout.executed.mkdir(parents=True, exist_ok=True)
         path = self.layout.executed / f"{record['chapter']}.ipynb"
         path.with_suffix(".json").unlink(missing_ok=True)
@@ -174,10 +175,6 @@ class Executor:
         os.replace(partial, path)
         # The record goes first and comes last: an interrupted save counts as not executed.
         path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        current = record["parameters"].get("run_dir")
-        for folder in (self.layout.runs / record["chapter"]).glob("*"):
-            if current and folder != self.layout.root / current:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_record(layout: Layout, chapter: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bookbuild.claims import STATUSES, Verdict
+from bookbuild.claims import STATUSES, Verdict, chapter_number
 from bookbuild.layout import Layout
 from bookbuild.results import Figures, show, show_number
 
@@ -47,11 +47,11 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
     """The claims table: the paper's statement and figure, ours with its interval, the rule, the verdict."""
     if not verdicts:
         return "The claims this study tests are not written down yet (`data/expected.yml`).\n"
-    pages = {name.split("_")[0]: name for name in chapters}
+    pages = {chapter_number(name): name for name in chapters}
     rows = []
     for verdict in verdicts:
         claim = verdict.claim
-        page = pages.get(claim.chapter.split("_")[0].zfill(2))
+        page = pages.get(chapter_number(claim.chapter))
         paper = "–" if claim.paper_value is None else show_number(claim.paper_value)
         note = ", interval crosses the rule" if verdict.open_interval else ""
         rows.append(

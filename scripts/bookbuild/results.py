@@ -13,35 +13,23 @@ FIELDS = ("value", "low", "high", "n", "preset", "model", "commit")
 Figures = dict[str, dict[str, dict[str, Any]]]  # chapter -> name -> figure
 
 
-def read_headlines(path: Path) -> list[dict[str, Any]]:
-    """The figures a chapter noted in its run directory (`dori.study.headline`)."""
+def read_headlines(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> figure, as a chapter noted them in its run directory (`dori.study.Study.headline`)."""
     if not path.exists():
-        return []
+        return {}
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise BuildError(f"{path}: not valid JSON ({error})") from error
-    if isinstance(entries, Mapping):
-        entries = [{"name": name, **figure} for name, figure in entries.items()]
-    for entry in entries:
-        if missing := {"name", "value"} - set(entry):
-            raise BuildError(f"{path}: an entry has no {' and no '.join(sorted(missing))}: {entry}")
+    for name, figure in entries.items():
+        if missing := set(FIELDS) - set(figure):
+            raise BuildError(f"{path}: '{name}' has no {' and no '.join(sorted(missing))}")
     return entries
 
 
-def gather(layout: Layout, records: list[dict[str, Any]]) -> Figures:
-    """Headline figures of all executed chapters, each with the fields of contract 7."""
-    figures: Figures = {}
-    for record in records:
-        parameters = record["parameters"]
-        known = {name: parameters.get(name) for name in ("preset", "model")} | {"commit": record["commit"]}
-        chapter = figures.setdefault(record["chapter"], {})
-        if run_dir := parameters.get("run_dir"):
-            for entry in read_headlines(layout.root / run_dir / "headlines.json"):
-                given = {key: value for key, value in entry.items() if value is not None}
-                complete = dict.fromkeys(FIELDS) | known | given
-                chapter[entry["name"]] = {k: v for k, v in complete.items() if k not in ("name", "chapter")}
-    return figures
+def gather(records: list[dict[str, Any]]) -> Figures:
+    """Headline figures of all executed chapters."""
+    return {record["chapter"]: record["figures"] for record in records}
 
 
 def write(layout: Layout, figures: Figures) -> None:
