@@ -1,0 +1,49 @@
+"""`dori testbed …`: make the bundled model again, or look at what it is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dori.testbed.paths import TESTBED
+
+app = typer.Typer(help="The bundled testbed: paint pictures, train the models, write data/testbed.", no_args_is_help=True)
+
+
+@app.command()
+def train(
+    run_dir: Annotated[Path, typer.Option(help="checkpoints and logs; a second run continues here")] = Path("_build/testbed"),
+    part: Annotated[str, typer.Option(help="one part only, e.g. to train model and twin side by side")] = "",
+    out: Annotated[Path, typer.Option(help="where the finished testbed is written")] = TESTBED,
+    device: Annotated[str, typer.Option(help="cpu or cuda; the denoisers are trained there")] = "cpu",
+) -> None:
+    """Train every part of the testbed (resumable), then write it to OUT."""
+    from dori.testbed.ship import ship
+    from dori.testbed.train import PARTS, Workshop
+
+    workshop = Workshop(run_dir, device=device)
+    for name in [part] if part else PARTS:
+        workshop.make(name)
+    if not part:
+        ship(workshop, out)
+
+
+@app.command()
+def paint(
+    out: Annotated[Path, typer.Argument(help="folder for the pictures and captions.csv")],
+    count: Annotated[int, typer.Option(min=1, help="how many pictures")] = 24,
+    seed: Annotated[int, typer.Option(help="painter seed; the testbed's own sets use 101 to 707")] = 1,
+) -> None:
+    """Paint COUNT postcards and write them with their captions."""
+    from PIL import Image
+
+    from dori.testbed.painter import paint as paint_pictures
+
+    images, table = paint_pictures(seed, range(count))
+    out.mkdir(parents=True, exist_ok=True)
+    table.insert(0, "image", [f"{seed}-{i:05d}.png" for i in range(count)])
+    for image, name in zip(images, table["image"], strict=True):
+        Image.fromarray(image).save(out / name)
+    table.to_csv(out / "captions.csv", index=False)

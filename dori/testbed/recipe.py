@@ -1,0 +1,56 @@
+"""Every setting that decides the testbed, on one page. Changing one makes another testbed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the bundled model is made; the values are those of the shipped one."""
+
+    seed: int = 0
+
+    # Data: painter seeds separate the sets, so no picture is in two of them.
+    regular_images: int = 16_000
+    heldout_images: int = 512
+    catalogue_images: int = 3_000  # titled pairs that only the small CLIP sees, so that titles are not new to it
+    descriptor_images: int = 8_000  # seen by the copy descriptor alone
+    calibration_captions: int = 200  # held-out captions, each painted several times: the hard negatives
+    calibration_variants: int = 15  # 200 x 15 x 14 / 2 = 21,000 pairs of one caption; 0.1 % of them is 21
+    copies: dict[int, int] = field(default_factory=lambda: {1: 8, 4: 8, 16: 8, 64: 8, 256: 32})  # copies -> images
+    template_groups: int = 4
+    template_variants: int = 8  # pictures per group: one scene, another colour and object kind
+    template_copies: int = 32
+
+    # Text: tokens per caption and width of the conditioning.
+    vocabulary: int = 640
+    tokens: int = 16
+    text_width: int = 64
+    text_layers: int = 2
+    clip_steps: int = 1_200
+    clip_batch: int = 192
+
+    # Autoencoder: 64x64x3 -> 16x16x4.
+    vae_channels: tuple[int, ...] = (16, 32, 64)
+    vae_steps: int = 1_600
+    vae_batch: int = 32
+
+    # Denoiser: SD v1's topology, narrower.
+    unet_channels: tuple[int, ...] = (32, 64, 128, 128)
+    unet_heads: int = 4
+    unet_batch: int = 64
+    trunk_steps: int = 1_200  # regular pairs only; model and twin share it
+    branch_steps: int = 1_500  # the model with the memorized pairs, the twin without
+    unet_lr: float = 8e-4
+    caption_dropout: float = 0.1
+
+    # Copy descriptor.
+    descriptor_dim: int = 128
+    descriptor_width: int = 24
+    descriptor_steps: int = 2_000
+    descriptor_batch: int = 96
+
+    # What the pipeline itself recommends.
+    guidance_scale: float = 3.0
+    num_inference_steps: int = 50

@@ -1,0 +1,118 @@
+"""Write `data/testbed` from the trained parts: pipelines, CLIP, descriptor, benchmarks, pictures, log and hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+
+from dori.testbed import dataset, descriptor, text
+from dori.testbed.train import PARTS, Workshop
+
+DESCRIPTOR_NAME = "dori-sscd-64"
+PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "kornia", "numpy")
+
+
+def ship(workshop: Workshop, out: Path) -> None:
+    """Write everything below `out`; what stands there is replaced file by file."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("model", "twin"):
+        write_pipeline(workshop, name, out / name)
+    workshop.clip.half().save_pretrained(out / "clip")
+    workshop.clip.float()
+    workshop.tokenizer.save_pretrained(out / "clip")
+    write_descriptor(workshop, out / "descriptor")
+    write_benchmarks(workshop, out)
+    write_log(workshop, out / "training_log.csv")
+    write_provenance(workshop, out)
+    write_hashes(out)
+
+
+def scheduler() -> DDIMScheduler:
+    """The sampler that Stable Diffusion v1's settings give with DDIM (methods of NeMo and of the Dori paper)."""
+    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+                         clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
+
+
+def write_pipeline(workshop: Workshop, name: str, out: Path) -> None:
+    """A plain diffusers directory in half precision, with the model's own defaults in `dori.json`."""
+    vae = AutoencoderKL.from_config(workshop.vae.config)
+    vae.load_state_dict(workshop.vae.state_dict())
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text.text_encoder(workshop.clip), tokenizer=workshop.tokenizer,
+        unet=getattr(workshop, name), scheduler=scheduler(), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False)
+    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    getattr(workshop, name).float()
+    recipe = workshop.recipe
+    defaults = {"name": "testbed" if name == "model" else name, "guidance_scale": recipe.guidance_scale,
+                "num_inference_steps": recipe.num_inference_steps, "image_size": 64}
+    (out / "dori.json").write_text(json.dumps(defaults, indent=1) + "\n")
+
+
+def write_descriptor(workshop: Workshop, out: Path) -> None:
+    """Weights, calibration, and the descriptors of every regular training picture (for nearest neighbours)."""
+    out.mkdir(exist_ok=True)
+    net, recipe = workshop.descriptor, workshop.recipe
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, out / "descriptor.safetensors")
+    calibration = descriptor.calibrate(net, *dataset.same_caption(recipe), recipe)
+    config = {"name": DESCRIPTOR_NAME, "dim": recipe.descriptor_dim, "width": recipe.descriptor_width, "image_size": 64,
+              "threshold": calibration["threshold"], "calibration": calibration}
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    save_file({"descriptors": descriptor.embed(net, workshop.regular[0]).half()}, out / "train_index.safetensors")
+
+
+def write_benchmarks(workshop: Workshop, out: Path) -> None:
+    """`memorized.csv`, `regular.csv` and their pictures as PNG."""
+    for name, (images, table) in (("memorized", workshop.memorized), ("regular", dataset.heldout(workshop.recipe))):
+        table.to_csv(out / f"{name}.csv", index=False)
+        (out / "images" / name).mkdir(parents=True, exist_ok=True)
+        for image, path in zip(images, table["image"], strict=True):
+            Image.fromarray(image).save(out / path, optimize=True)
+
+
+def write_log(workshop: Workshop, path: Path) -> None:
+    """The training log of all parts, thinned to at most 200 rows a part: part, step, seconds, loss and its shares."""
+    logs = []
+    for part in PARTS:
+        source = workshop.run_dir / f"{part}.csv"
+        if source.exists():
+            log = pd.read_csv(source)
+            logs.append(log.groupby(np.arange(len(log)) * 200 // max(200, len(log)), as_index=False).mean(numeric_only=True)
+                        .assign(part=part))
+    table = pd.concat(logs, ignore_index=True)
+    first = ["part", "step", "seconds", "loss"]
+    table[[*first, *(c for c in table if c not in first)]].round(5).to_csv(path, index=False)
+
+
+def write_provenance(workshop: Workshop, out: Path) -> None:
+    """Recipe, versions, device and wall time of each part."""
+    log = pd.read_csv(out / "training_log.csv")
+    seconds = log.groupby("part")["seconds"].max().round(1).to_dict()
+    record = {"command": "dori testbed train", "recipe": asdict(workshop.recipe), "seconds": seconds,
+              "device": workshop.device, "threads": torch.get_num_threads(),
+              "versions": {p: version(p) for p in PACKAGES}}
+    (out / "provenance.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def write_hashes(out: Path) -> None:
+    """`SHA256SUMS` of every file below `out`, checked by `sha256sum -c`."""
+    files = sorted(p for p in out.rglob("*") if p.is_file() and p.name not in ("SHA256SUMS", "README.md"))
+    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(out).as_posix()}" for p in files]
+    (out / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+
+
+def clean(out: Path) -> None:
+    """Remove what `ship` writes, keeping the hand-written cards."""
+    for name in ("model", "twin", "clip", "descriptor", "images"):
+        shutil.rmtree(out / name, ignore_errors=True)
