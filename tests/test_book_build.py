@@ -141,9 +141,6 @@ def test_a_run_keeps_the_figures_the_chapter_noted_and_no_old_ones(layout):
     figure = dict.fromkeys(results.FIELDS) | {"value": 0.5, "n": 10}
     written = f"write_text(json.dumps({{'mr': {figure!r}}}))"
     note = f"import json, pathlib\npathlib.Path(run_dir, 'headlines.json').{written}"
-        "import json, pathlib\npathlib.Path(run_dir, 'headlines.json').write_text(json.dumps({'mr': %r}))"
-        % figure
-    )
     run = layout.runs / "01_first" / "quick"
     run.mkdir(parents=True)
     (run / "headlines.json").write_text('{"old": {}}')
