@@ -49,6 +49,8 @@ def assemble(layout: Layout) -> None:
     figures = results.gather(records)
     results.write(layout, figures)
     verdicts = claims.decide_all(layout.data / "expected.yml", figures)
+    for line in claims.unmeasured(verdicts, figures):
+        print(f"data/expected.yml: {line}", flush=True)
     stage.stage_sources(layout)
     stage.stage_card(layout)
     pictures.draw_pictures(layout)

@@ -203,3 +203,11 @@ def test_unknown_preset_is_a_usage_error(capsys):
         build.parse_arguments(["--preset", "tiny"])
     assert stop.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_a_claim_without_its_figure_is_named(tmp_path):
+    found = verdict(None, tmp_path)
+    assert claims.unmeasured([found], {"01_first": {"other": {}}}) == [
+        "01_first: no figure 'mr' for the claim 'c'"
+    ]
+    assert claims.unmeasured([found], {}) == [], "a chapter that did not run owes nothing"

@@ -38,6 +38,16 @@ def decide(claim: Claim, figures: Figures) -> Verdict:
     return Verdict(claim, judge(claim, figure), figure, len(outcomes) > 1)
 
 
+def unmeasured(verdicts: list[Verdict], figures: Figures) -> list[str]:
+    """Claims whose chapter ran and noted no such figure: a name may be misspelt on one side."""
+    chapters = {chapter_number(chapter): named for chapter, named in figures.items()}
+    return [
+        f"{v.claim.chapter}: no figure '{v.claim.metric}' for the claim '{v.claim.id}'"
+        for v in verdicts
+        if v.claim.metric not in chapters.get(chapter_number(v.claim.chapter), [v.claim.metric])
+    ]
+
+
 def decide_all(path: Path, figures: Figures) -> list[Verdict]:
     """A verdict for each claim of data/expected.yml, in its order."""
     return [decide(claim, figures) for claim in load_claims(path)]

@@ -52,13 +52,15 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
     for verdict in verdicts:
         claim = verdict.claim
         page = pages.get(chapter_number(claim.chapter))
-        paper = "–" if claim.paper_value is None else show_number(claim.paper_value)
+        paper = claim.paper_source
+        if claim.paper_value is not None:
+            paper = f"{show_number(claim.paper_value)} ({paper})"
         note = ", interval crosses the rule" if verdict.open_interval else ""
         rows.append(
             [
                 chapter_link(page) if page else claim.chapter,
                 claim.claim,
-                f"{paper} ({claim.paper_source})",
+                paper,
                 show(verdict.figure) if verdict.figure else "–",
                 f"{SIGNS[claim.op]} {show_number(claim.value)}",
                 MARKS[verdict.status] + note,

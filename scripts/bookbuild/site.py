@@ -17,7 +17,7 @@ from bookbuild.layout import BuildError, Layout
 
 VENDORED = {"@jupyter-widgets/html-manager/dist": ("embed.js", "*.woff2"), "mathjax/es5": ("tex-svg.js",)}
 GITHUB = re.compile(r"github\.com[:/]([^/]+)/([^/]+?)(?:\.git)?/?$")
-PUBLISHED = "published"  # branch with the executed notebooks, pushed by CI: launch buttons open it
+PUBLISHED = "published"  # branch with the executed notebooks, pushed by CI: Binder opens it
 
 
 def vendor_scripts(layout: Layout) -> bool:
@@ -62,7 +62,6 @@ def configure(layout: Layout, *, vendored: bool, repository: tuple[str, str] | N
         config["launch_buttons"] = {
             "notebook_interface": "jupyterlab",
             "binderhub_url": "https://mybinder.org",
-            "colab_url": "https://colab.research.google.com",
         }
         sphinx.setdefault("extra_extensions", []).append("sphinxext.opengraph")
         sphinx["config"] |= {"ogp_site_url": address, "ogp_social_cards": {"enable": False}}
