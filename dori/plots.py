@@ -4,7 +4,7 @@ Every function takes a tidy table and returns a Figure; none shows or saves it. 
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -52,12 +52,15 @@ WIDTH = 7.2  # inches, the width of a page's text
 
 
 def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw under the house style and close the figure, so that a notebook shows the returned value once."""
+    """Draw under the house style and close the figure, so that a notebook shows the returned value once.
+
+    Without data (an empty table) the figure says so.
+    """
 
     @functools.wraps(draw)
-    def styled(*args: object, **kwargs: object) -> Figure:
+    def styled(data: Sized, **kwargs: object) -> Figure:
         with plt.rc_context(STYLE):
-            figure = draw(*args, **kwargs)
+            figure = draw(data, **kwargs) if len(data) else _nothing()
             plt.close(figure)
         return figure
 
@@ -255,6 +258,14 @@ def attribute_bars(table: pd.DataFrame) -> Figure:
     axis.set(xlabel="attribute named in the prompt", ylabel="read correctly (share)", ylim=(0, 1.02))
     axis.legend(loc="lower right", frameon=True, facecolor=GROUND, edgecolor="none")
     figure.tight_layout()
+    return figure
+
+
+def _nothing() -> Figure:
+    """What stands in a figure's place where a model lacks the data for it (a foreign one has no twin)."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.8))
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, "not available for this model and benchmark", ha="center", va="center")
     return figure
 
 

@@ -113,13 +113,24 @@ class Study:
 
     def headline(self, name: str, estimate: Estimate) -> Estimate:
         """Note a headline figure in the run's headlines.json (contract 7) and hand it back for the prose."""
-        path = self.store.directory / "headlines.json"
-        figures = json.loads(path.read_text()) if path.is_file() else {}
+        figures = self.headlines
         known = (None if pd.isna(v) else v for v in estimate)  # NaN is not JSON
         about = {"preset": self.preset.name, "model": self.model.name, "commit": commit()}
         figures[name] = {**dict(zip(Estimate._fields, known, strict=True)), **about}
-        write_json(path, figures)
+        write_json(self.store.directory / "headlines.json", figures)
         return estimate
+
+    @property
+    def headlines(self) -> dict[str, dict]:
+        """Headline figures noted so far, by name."""
+        path = self.store.directory / "headlines.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def finish(self) -> dict:
+        """Write the run's provenance.json and hand it back."""
+        found = self.store.provenance(device=str(self.model.device), preset=self.preset.name, seed=self.seed)
+        write_json(self.store.directory / "provenance.json", found)
+        return found
 
 
 def open_study(

@@ -29,10 +29,7 @@ def evaluate(study: Study, prompts: Benchmark, sampling: Sampling) -> dict:
     with atomic(study.store.directory / "results.csv") as temporary:
         table.to_csv(temporary, index=False)
     write_json(study.store.directory / "summary.json", summary)
-    device = str(study.model.device)
-    write_json(
-        study.store.directory / "provenance.json", study.store.provenance(device=device, seed=study.seed)
-    )
+    study.finish()
     return summary
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from dori.benchmark import Benchmark
@@ -13,6 +15,7 @@ from dori.loading import BUNDLED
 from dori.metrics.alignment import ClipScorer, attribute_accuracy
 from dori.metrics.copy import similarity
 from dori.metrics.fidelity import nearest_neighbours
+from dori.metrics.intervals import Estimate, bootstrap, bootstrap_table
 from dori.metrics.replication import rates
 from dori.store import Record
 from dori.study import Sampling, Study, generate_and_score, noise_seed, progress, stored_images
@@ -45,6 +48,15 @@ def replicate(study: Study) -> pd.DataFrame:
     return table.assign(sort=table["kind"].replace({"none": "regular"}))
 
 
+def twin_rows(study: Study, n: int = 6) -> dict[str, Tensor]:
+    """For the first `n` top prompts: training image, first image of the model and of its twin."""
+    prompts, sampling = top_prompts(study, n), study.sampling()
+    rows = {"training\nimage": prompts.images(size=study.model.defaults.image_size)} if len(prompts) else {}
+    for s in filter(None, (study, study.twin)):
+        rows[s.model.name] = torch.stack([images[0] for _, images in stored_images(s, prompts, sampling)])
+    return rows
+
+
 def twin_table(study: Study) -> pd.DataFrame:
     """The top prompts on the model and on its twin (where it has one), same noise; column `model`."""
     studies = {study.model.name: study} | ({"twin": study.twin} if study.twin else {})
@@ -56,6 +68,17 @@ def dose_response(table: pd.DataFrame) -> pd.DataFrame:
     """Memorization rate of verbatim prompts by copies in training; one row where copies are unknown."""
     verbatim = table[table["kind"] == "verbatim"]
     return rates(verbatim.assign(copies=verbatim.get("copies", 1)), ["copies"])
+
+
+def dose_correlation(table: pd.DataFrame) -> Estimate:
+    """Spearman's rank correlation of copies and best score over verbatim prompts; bootstrap over prompts."""
+    verbatim = (
+        table[table["kind"] == "verbatim"].groupby("id", sort=False).agg({"score": "max", "copies": "first"})
+    )
+    if verbatim["copies"].nunique() < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), len(verbatim))
+    ranks = verbatim.to_numpy(dtype=float)
+    return bootstrap(np.arange(len(ranks)), lambda rows: spearmanr(*ranks[rows.astype(int)].T).statistic)
 
 
 def seed_curve(table: pd.DataFrame) -> pd.DataFrame:
@@ -100,13 +123,13 @@ def template_table(study: Study, sampling: Sampling | None = None) -> pd.DataFra
     return pd.DataFrame(rows, columns=columns)
 
 
-def train_index() -> Tensor:
-    """Copy descriptors of every image of the bundled training set, (N, d)."""
+def train_index(study: Study) -> Tensor:
+    """Copy descriptors of every image the bundled model was trained on, regular and memorized: (N, d)."""
     from dori.testbed.paths import TESTBED
 
-    return torch.cat(
-        [v.float() for v in load_file(TESTBED / "descriptor" / "train_index.safetensors").values()]
-    )
+    stored = load_file(TESTBED / "descriptor" / "train_index.safetensors")
+    planted = study.descriptor.embed(study.memorized.images())
+    return torch.cat([*(v.float() for v in stored.values()), planted])
 
 
 def neighbour_table(study: Study) -> pd.DataFrame:
@@ -115,11 +138,23 @@ def neighbour_table(study: Study) -> pd.DataFrame:
     Held-out images were never trained on, so their scores show how near chance comes to some training image.
     """
     if study.model.name not in BUNDLED:
-        return pd.DataFrame(columns=["source", "score", "neighbour"])
-    index, parts = train_index(), []
-    for source, images in (("generated", regular_images(study)), ("held-out", study.regular.images())):
-        parts.append(nearest_neighbours(study.descriptor, images, index).assign(source=source))
-    return pd.concat(parts, ignore_index=True)
+        return pd.DataFrame(columns=["source", "id", "score", "neighbour"])
+    index, sampling, prompts = train_index(study), study.sampling(), regular_prompts(study)
+    sets = [("generated", i, images) for i, images in stored_images(study, prompts, sampling)]
+    sets += [("held-out", i, study.regular.images([i])) for i in study.regular.ids]
+    nearest = nearest_neighbours(study.descriptor, torch.cat([images for *_, images in sets]), index)
+    about = [(source, i) for source, i, images in sets for _ in images]
+    return pd.concat([pd.DataFrame(about, columns=["source", "id"]), nearest], axis=1)
+
+
+def neighbour_gap(table: pd.DataFrame) -> Estimate:
+    """Median nearest-neighbour score of generations minus that of held-out images; bootstrap over prompts."""
+
+    def gap(rows: pd.DataFrame) -> float:
+        medians = rows.groupby("source")["score"].median()
+        return medians.get("generated", np.nan) - medians.get("held-out", np.nan)
+
+    return bootstrap_table(table, gap, ["source", "id"])
 
 
 def attribute_table(study: Study) -> pd.DataFrame:
@@ -135,6 +170,16 @@ def attribute_table(study: Study) -> pd.DataFrame:
     for source, images in (("generated", regular_images(study, seeds=1)), ("held-out", prompts.images())):
         tables.append(attribute_accuracy(clip, images, said, prompts.prompts()).assign(source=source))
     return pd.concat(tables, ignore_index=True)
+
+
+def share_of_ceiling(table: pd.DataFrame) -> Estimate:
+    """Attribute accuracy on generations over that on held-out images of the same captions; over captions."""
+
+    def ratio(rows: pd.DataFrame) -> float:
+        accuracy = rows.groupby("source")["correct"].mean()
+        return accuracy.get("generated", np.nan) / accuracy.get("held-out", np.nan)
+
+    return bootstrap_table(table, ratio, ["image"])
 
 
 def regular_images(study: Study, *, seeds: int | None = None) -> Tensor:
@@ -182,6 +227,24 @@ def _magnitude(study: Study, prompt: str, seeds: list[int], steps: int) -> Recor
         num_inference_steps=sampling.steps,
     )
     return Record({"score": float(found.mean())})
+
+
+def denoising(study: Study, prompts: Benchmark, *, frames: int = 10) -> dict[int, dict[str, Tensor]]:
+    """What the model takes the image to be (x_0) on its way: step -> id -> images (S, 3, H, W)."""
+    sampling, seen = study.sampling(), {}
+    shown = set(np.linspace(0, sampling.steps - 1, frames).round().astype(int).tolist())
+    for i, prompt in zip(prompts.ids, prompts.prompts(), strict=True):
+
+        def keep(step: int, _: int, x0: Tensor, i: str = i) -> None:
+            if step in shown:
+                seen.setdefault(step + 1, {})[i] = study.model.decode(x0).cpu()
+
+        seeds = [noise_seed(study.seed, i, k) for k in range(sampling.seeds)]
+        embeds = study.model.encode_prompts([prompt]).expand(len(seeds), -1, -1)
+        study.model.sample(
+            embeds, seeds, num_inference_steps=sampling.steps, batch_size=len(seeds), callback=keep
+        )
+    return seen
 
 
 def gallery(study: Study, prompts: Benchmark, sampling: Sampling | None = None) -> list[dict]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 
@@ -59,6 +60,27 @@ def bootstrap(
         rng=np.random.default_rng(seed),
     )
     return Estimate(point, *map(float, result.confidence_interval), len(groups))
+
+
+def bootstrap_table(
+    table: pd.DataFrame,
+    statistic: Callable[[pd.DataFrame], float],
+    by: Sequence[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Percentile bootstrap of a statistic of a whole table, resampling the items named by the columns `by`.
+
+    For contrasts: a ratio of two accuracies on the same images, a difference of two medians.
+    """
+    rows = list(table.groupby(list(by), sort=False).indices.values())
+    if len(rows) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), len(rows))
+    rng, point = np.random.default_rng(seed), float(statistic(table))
+    drawn = (rng.integers(len(rows), size=len(rows)) for _ in range(resamples))
+    found = [statistic(table.iloc[np.concatenate([rows[i] for i in d])]) for d in drawn]
+    return Estimate(point, *map(float, np.nanquantile(found, [0.025, 0.975])), len(rows))
 
 
 def median_mad(values: Sequence[float]) -> tuple[float, float]:
