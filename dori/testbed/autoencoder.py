@@ -51,7 +51,8 @@ def train(images: np.ndarray, recipe: Recipe, run_dir: Path) -> AutoencoderKL:
         reconstruction = reconstruction_loss(output, target)
         return reconstruction + KL_WEIGHT * posterior.kl().mean(), {"reconstruction": reconstruction.item()}
 
-    fit = Fit("vae", vae, loss, Schedule(recipe.vae_steps, 2e-3, decay=0.5), run_dir, recipe.seed, weight_decay=0.0)
+    fit = Fit("vae", vae, loss, Schedule(recipe.vae_steps, 2e-3, decay=0.5), run_dir, recipe.seed, ema_decay=0.995,
+              weight_decay=0.0)
     vae = fit.run()
     vae.register_to_config(scaling_factor=float(1 / encode(vae, images[:512]).std()))
     return vae

@@ -33,8 +33,8 @@ class Recipe:
 
     # Autoencoder: 64x64x3 -> 16x16x4.
     vae_channels: tuple[int, ...] = (16, 32, 64)
-    vae_steps: int = 1_600
-    vae_batch: int = 32
+    vae_steps: int = 2_800
+    vae_batch: int = 16
 
     # Denoiser: SD v1's topology, narrower.
     unet_channels: tuple[int, ...] = (32, 64, 128, 128)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dori.testbed import dataset, descriptor, text
+from dori.testbed.card import write_card
 from dori.testbed.train import PARTS, Workshop
 
 DESCRIPTOR_NAME = "dori-sscd-64"
@@ -35,6 +35,9 @@ def ship(workshop: Workshop, out: Path) -> None:
     write_benchmarks(workshop, out)
     write_log(workshop, out / "training_log.csv")
     write_provenance(workshop, out)
+    names = ("vae", "clip", "descriptor", "trunk", "model", "twin")
+    modules = {name: getattr(workshop, name) for name in names}
+    write_card(out, {n: (type(m).__name__, sum(p.numel() for p in m.parameters())) for n, m in modules.items()})
     write_hashes(out)
 
 
@@ -88,8 +91,10 @@ def write_log(workshop: Workshop, path: Path) -> None:
         source = workshop.run_dir / f"{part}.csv"
         if source.exists():
             log = pd.read_csv(source)
-            logs.append(log.groupby(np.arange(len(log)) * 200 // max(200, len(log)), as_index=False).mean(numeric_only=True)
-                        .assign(part=part))
+            bins = np.arange(len(log)) * 200 // max(200, len(log))
+            thin = log.groupby(bins).mean(numeric_only=True)
+            thin[["step", "seconds"]] = log.groupby(bins)[["step", "seconds"]].max()
+            logs.append(thin.assign(part=part))
     table = pd.concat(logs, ignore_index=True)
     first = ["part", "step", "seconds", "loss"]
     table[[*first, *(c for c in table if c not in first)]].round(5).to_csv(path, index=False)
@@ -98,21 +103,15 @@ def write_log(workshop: Workshop, path: Path) -> None:
 def write_provenance(workshop: Workshop, out: Path) -> None:
     """Recipe, versions, device and wall time of each part."""
     log = pd.read_csv(out / "training_log.csv")
-    seconds = log.groupby("part")["seconds"].max().round(1).to_dict()
-    record = {"command": "dori testbed train", "recipe": asdict(workshop.recipe), "seconds": seconds,
-              "device": workshop.device, "threads": torch.get_num_threads(),
+    last = log.groupby("part", sort=False)[["seconds", "step"]].max()
+    record = {"command": "dori testbed train", "recipe": asdict(workshop.recipe), "seconds": last["seconds"].round(1).to_dict(),
+              "steps": last["step"].astype(int).to_dict(), "device": workshop.device, "threads": torch.get_num_threads(),
               "versions": {p: version(p) for p in PACKAGES}}
     (out / "provenance.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def write_hashes(out: Path) -> None:
     """`SHA256SUMS` of every file below `out`, checked by `sha256sum -c`."""
-    files = sorted(p for p in out.rglob("*") if p.is_file() and p.name not in ("SHA256SUMS", "README.md"))
+    files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != "SHA256SUMS")
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(out).as_posix()}" for p in files]
     (out / "SHA256SUMS").write_text("\n".join(lines) + "\n")
-
-
-def clean(out: Path) -> None:
-    """Remove what `ship` writes, keeping the hand-written cards."""
-    for name in ("model", "twin", "clip", "descriptor", "images"):
-        shutil.rmtree(out / name, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""Training: what the losses compute, and that a run that stops goes on as if it had not."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from dori.errors import DoriError
+from dori.metrics.descriptor_net import build_descriptor_net, gem
+from dori.testbed import descriptor, text
+from dori.testbed.denoiser import Pairs
+from dori.testbed.loop import Fit, Schedule, step_rng, torch_rng
+from dori.testbed.recipe import Recipe
+from dori.testbed.train import Workshop
+
+
+def _fit(run_dir, steps=6, fail_at=None):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def loss(step, rng):
+        if step == fail_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 3, generator=torch_rng(rng))
+        return (net(x) - x.sum(1, keepdim=True)).square().mean(), {}
+
+    return Fit("part", net, loss, Schedule(steps, 1e-2, warmup=2), run_dir, seed=3, checkpoint_every=2)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path):
+    whole = _fit(tmp_path / "whole").run()
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "cut", fail_at=5).run()
+    resumed = _fit(tmp_path / "cut")
+    assert resumed.step == 4
+    again = resumed.run()
+    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_diverging_loss_stops_and_names_the_checkpoint(tmp_path):
+    fit = _fit(tmp_path)
+    fit.loss = lambda step, rng: (fit.module(torch.ones(2, 3)).sum() * float("nan"), {})
+    with pytest.raises(DoriError, match=r"part: the loss is nan at step 0; .*part\.pt"):
+        fit.run()
+
+
+def test_schedule_warms_up_and_decays():
+    schedule = Schedule(100, 1.0, warmup=10, decay=0.5)
+    assert schedule(0) == pytest.approx(0.1)
+    assert schedule(40) == 1.0
+    assert schedule(75) == pytest.approx(0.5)
+
+
+def test_steps_have_their_own_random_numbers():
+    draws = {step_rng(0, part, step).integers(2**62) for part in ("a", "b") for step in (0, 1)}
+    assert len(draws) == 4
+    assert step_rng(0, "a", 1).integers(2**62) in draws
+
+
+def test_pairs_are_drawn_in_proportion_to_their_copies():
+    pairs = Pairs(torch.zeros(3, 1), torch.zeros(3, 1, 1), np.arange(3), np.array([1, 3, 16]))
+    counts = np.bincount(pairs.draw(20_000, np.random.default_rng(0)), minlength=3) / 20_000
+    assert counts == pytest.approx([0.05, 0.15, 0.80], abs=0.01)
+
+
+def test_info_nce_and_entropy_by_hand():
+    labels = torch.tensor([0, 1, 0, 1])
+    similarity = (labels[:, None] == labels[None]).float()
+    assert descriptor.info_nce(similarity, labels, 1.0).item() == pytest.approx(-math.log(math.e / (math.e + 2)), abs=1e-6)
+    assert descriptor.entropy(similarity, labels).item() == pytest.approx(-math.log(math.sqrt(2)), abs=1e-6)
+
+
+def test_gem_is_the_mean_at_one_and_nears_the_maximum():
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.allclose(gem(x, 1.0), x.mean((2, 3)))
+    assert torch.allclose(gem(x, 200.0), x.amax((2, 3)), atol=0.03)
+
+
+def test_descriptors_have_unit_length():
+    found = build_descriptor_net(16, 8).eval()(torch.rand(3, 3, 64, 64))
+    assert found.shape == (3, 16)
+    assert torch.allclose(found.norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_half_of_a_descriptor_batch_shares_captions():
+    meaning = np.repeat(np.arange(50), 8)
+    rows = descriptor.batch_rows(meaning, 64, np.random.default_rng(0))
+    shared = pd.Series(meaning[rows]).duplicated(keep=False).mean()
+    assert len(set(rows)) == len(rows) and shared > 0.5
+
+
+def test_same_group_scores_leave_each_picture_and_other_groups_out():
+    scores = descriptor.same_group_scores(torch.eye(4).repeat(3, 1)[:, :4], np.repeat([0, 1, 2], 4))
+    assert scores.shape == (18,) and not scores.any()
+
+
+def test_tokenizer_separates_titles_and_keeps_words(tmp_path):
+    tokenizer = text.train_tokenizer(["two red kites by the sea"] * 20 + ["the skoath velund"], Recipe(vocabulary=300))
+    ids = text.tokenize(tokenizer, ["two red kites", "zzyzx"])
+    assert ids.shape == (2, 16)
+    assert tokenizer.decode(ids[0], skip_special_tokens=True) == "two red kites"
+    assert ids[0, 0] == tokenizer.bos_token_id and tokenizer.eos_token_id in ids[1]
+    assert (ids[1] != ids[0]).any()
+
+
+def test_unknown_part_is_named(tmp_path):
+    with pytest.raises(DoriError, match="unknown part 'unet'; the parts are tokenizer"):
+        Workshop(tmp_path).make("unet")
