@@ -37,7 +37,7 @@ def read_log(path: Path) -> dict[str, list[tuple[int, float]]]:
     if path.exists():
         with path.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
-                curves[row["part"]].append((int(row["step"]), float(row["loss"])))
+                curves[row["part"]].append((int(float(row["step"])), float(row["loss"])))
     return curves
 
 
