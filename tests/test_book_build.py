@@ -124,6 +124,11 @@ def test_verdicts_follow_the_rule_and_show_an_open_interval(tmp_path):
     assert verdict({"value": None, "preset": "quick"}, tmp_path).status == "not measured"
 
 
+def test_a_smaller_preset_settles_nothing_and_the_table_says_so(tmp_path):
+    found = verdict({"value": 0.97, "low": 0.9, "high": 1.0, "n": 2, "preset": "smoke"}, tmp_path)
+    assert pages.verdict_says(found) == "– not measured at preset quick"
+
+
 @pytest.mark.parametrize("chapter", ["1", 1, "01", "01_first"])
 def test_a_claim_may_name_its_chapter_by_number(chapter, tmp_path):
     assert verdict({"value": 1.0, "preset": "quick"}, tmp_path, chapter=chapter).status == "replicates"

@@ -35,7 +35,8 @@ def decide(claim: Claim, figures: Figures) -> Verdict:
     figure = measured.get(chapter_number(claim.chapter), {}).get(claim.metric)
     bounds = [figure[bound] for bound in ("low", "high") if figure.get(bound) is not None] if figure else []
     outcomes = {OPERATORS[claim.op](bound, claim.value) for bound in bounds}
-    return Verdict(claim, judge(claim, figure), figure, len(outcomes) > 1)
+    status = judge(claim, figure)
+    return Verdict(claim, status, figure, status != STATUSES[-1] and len(outcomes) > 1)
 
 
 def unmeasured(verdicts: list[Verdict], figures: Figures) -> list[str]:

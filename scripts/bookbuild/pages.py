@@ -12,6 +12,7 @@ from typing import Any
 from bookbuild.claims import STATUSES, Verdict, chapter_number
 from bookbuild.layout import Layout
 from bookbuild.results import Figures, show, show_number
+from dori.claims import Claim
 
 MARKS = {status: f"{mark} {status}" for status, mark in zip(STATUSES, "✓✗–", strict=True)}
 SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
@@ -52,22 +53,35 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
     for verdict in verdicts:
         claim = verdict.claim
         page = pages.get(chapter_number(claim.chapter))
-        paper = claim.paper_source
-        if claim.paper_value is not None:
-            paper = f"{show_number(claim.paper_value)} ({paper})"
-        note = ", interval crosses the rule" if verdict.open_interval else ""
         rows.append(
             [
                 chapter_link(page) if page else claim.chapter,
                 claim.claim,
-                paper,
+                paper_says(claim),
                 show(verdict.figure) if verdict.figure else "–",
                 f"{SIGNS[claim.op]} {show_number(claim.value)}",
-                MARKS[verdict.status] + note,
+                verdict_says(verdict),
             ]
         )
     header = ("Chapter", "Claim", "Paper", "Here [95 % interval]", "Rule", "Verdict")
     return f"{claims_summary(verdicts)}\n\n{table(header, rows)}"
+
+
+def paper_says(claim: Claim) -> str:
+    """The paper's figure with its source; `own` marks what the paper does not state but the study rests on."""
+    if claim.paper_value is not None:
+        return f"{show_number(claim.paper_value)} ({claim.paper_source})"
+    return "– (a condition of ours)" if claim.paper_source == "own" else claim.paper_source
+
+
+def verdict_says(verdict: Verdict) -> str:
+    """The verdict with what limits it."""
+    text = MARKS[verdict.status]
+    if verdict.open_interval:
+        return text + "; the interval crosses the rule"
+    if verdict.status == "not measured" and verdict.figure:
+        return text + f" at preset {verdict.claim.preset}"
+    return text
 
 
 def claims_summary(verdicts: list[Verdict]) -> str:

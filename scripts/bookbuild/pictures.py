@@ -18,16 +18,15 @@ COLUMNS, ROWS, ZOOM, GAP = 8, 4, 2, 8  # images a row, rows of regular images, e
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe-Ito
 
 
-def sample_sheet(images: list[Path], target: Path) -> None:
-    """A sheet of `images`, `COLUMNS` a row, enlarged without smoothing, on a transparent ground."""
-    tiles = [Image.open(path).convert("RGB") for path in images]
-    side = max((tile.width for tile in tiles), default=64) * ZOOM
-    rows = max(1, -(-len(tiles) // COLUMNS))
+def sample_sheet(rows: list[list[Path]], target: Path) -> None:
+    """A sheet of images in rows, enlarged without smoothing, on a transparent ground."""
+    side = Image.open(rows[0][0]).width * ZOOM
     step = side + GAP
-    sheet = Image.new("RGBA", (COLUMNS * step - GAP, rows * step - GAP), (0, 0, 0, 0))
-    for index, tile in enumerate(tiles):
-        place = (index % COLUMNS * step, index // COLUMNS * step)
-        sheet.paste(tile.resize((side, side), Image.Resampling.NEAREST), place)
+    sheet = Image.new("RGBA", (COLUMNS * step - GAP, len(rows) * step - GAP), (0, 0, 0, 0))
+    for y, row in enumerate(rows):
+        for x, path in enumerate(row):
+            tile = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(tile, (x * step, y * step))
     sheet.save(target, optimize=True)
 
 
@@ -68,13 +67,13 @@ def running_mean(values: tuple[float, ...], weight: float = 0.9) -> list[float]:
     return means
 
 
-def images_by_copies(benchmark: Path) -> list[Path]:
-    """`COLUMNS` verbatim images for each number of copies, most copies first: a row of the sheet each."""
+def images_by_copies(benchmark: Path) -> list[list[Path]]:
+    """Up to `COLUMNS` verbatim images for each number of copies, most copies first: a row of the sheet each."""
     with benchmark.open(newline="", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["kind"] == "verbatim"]
     levels = sorted({int(row["copies"]) for row in rows}, reverse=True)
     chosen = [[row for row in rows if int(row["copies"]) == level][:COLUMNS] for level in levels]
-    return [benchmark.parent / row["image"] for level in chosen for row in level]
+    return [[benchmark.parent / row["image"] for row in level] for level in chosen]
 
 
 def draw_pictures(layout: Layout) -> None:
@@ -83,6 +82,7 @@ def draw_pictures(layout: Layout) -> None:
     if not (testbed / "memorized.csv").exists():
         raise BuildError(f"{testbed}: no memorized.csv; make the testbed with `dori testbed train`")
     sample_sheet(images_by_copies(testbed / "memorized.csv"), target / "samples_memorized.png")
-    regular = sorted((testbed / "images" / "regular").glob("*.png"))[: COLUMNS * ROWS]
-    sample_sheet(regular, target / "samples_regular.png")
+    regular = sorted((testbed / "images" / "regular").glob("*.png"))
+    rows = [regular[y * COLUMNS : (y + 1) * COLUMNS] for y in range(ROWS)]
+    sample_sheet(rows, target / "samples_regular.png")
     training_curves(read_log(testbed / "training_log.csv"), target / "training_curves.png")
