@@ -68,7 +68,7 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
 
 
 def paper_says(claim: Claim) -> str:
-    """The paper's figure with its source; `own` marks what the paper does not state but the study rests on."""
+    """The paper's figure with its source; `own` marks a condition the study rests on."""
     if claim.paper_value is not None:
         return f"{show_number(claim.paper_value)} ({claim.paper_source})"
     return "– (a condition of ours)" if claim.paper_source == "own" else claim.paper_source

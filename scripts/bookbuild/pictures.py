@@ -68,7 +68,7 @@ def running_mean(values: tuple[float, ...], weight: float = 0.9) -> list[float]:
 
 
 def images_by_copies(benchmark: Path) -> list[list[Path]]:
-    """Up to `COLUMNS` verbatim images for each number of copies, most copies first: a row of the sheet each."""
+    """Up to `COLUMNS` verbatim images for each number of copies, most copies first: a row each."""
     with benchmark.open(newline="", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["kind"] == "verbatim"]
     levels = sorted({int(row["copies"]) for row in rows}, reverse=True)
