@@ -8,7 +8,9 @@ from dori.testbed.captions import ATTRIBUTES, SLOTS, caption, invented_title
 from dori.testbed.painter import draw_scene, paint
 from dori.testbed.recipe import Recipe
 
-SMALL = Recipe(regular_images=8, heldout_images=6, catalogue_images=5, calibration_captions=3, calibration_variants=4)
+SMALL = Recipe(
+    regular_images=8, heldout_images=6, catalogue_images=5, calibration_captions=3, calibration_variants=4
+)
 
 
 def test_a_picture_is_a_function_of_seed_and_index():
@@ -21,7 +23,8 @@ def test_a_picture_is_a_function_of_seed_and_index():
 
 def test_pictures_are_rgb_bytes_with_contrast():
     images, _ = paint(5, range(6))
-    assert images.shape == (6, 64, 64, 3) and images.dtype == np.uint8
+    assert images.shape == (6, 64, 64, 3)
+    assert images.dtype == np.uint8
     assert images.reshape(6, -1).std(1).min() > 8
 
 
@@ -55,8 +58,13 @@ def test_titles_say_nothing_about_the_picture():
 
 
 def test_sets_share_no_picture():
-    sets = [dataset.training_images(8)[0], dataset.heldout(SMALL)[0], dataset.memorized(SMALL)[0],
-            dataset.catalogue(SMALL)[0], dataset.same_caption(SMALL)[0]]
+    sets = [
+        dataset.training_images(8)[0],
+        dataset.heldout(SMALL)[0],
+        dataset.memorized(SMALL)[0],
+        dataset.catalogue(SMALL)[0],
+        dataset.same_caption(SMALL)[0],
+    ]
     pictures = [image.tobytes() for images in sets for image in images]
     assert len(set(pictures)) == len(pictures)
 
@@ -65,7 +73,8 @@ def test_memorized_table_follows_the_recipe():
     _, table = dataset.memorized(SMALL)
     verbatim = table[table["kind"] == "verbatim"]
     assert verbatim["copies"].value_counts().to_dict() == SMALL.copies
-    assert table["id"].is_unique and table["prompt"].is_unique
+    assert table["id"].is_unique
+    assert table["prompt"].is_unique
     halves = table.groupby(["kind", "copies"])["split"].value_counts().unstack()
     assert (halves["validation"] - halves["test"]).abs().max() <= 1
 
@@ -81,4 +90,5 @@ def test_a_template_group_shares_its_scene():
 
 def test_same_caption_groups_hold_the_caption_fixed():
     images, groups = dataset.same_caption(SMALL)
-    assert images.shape[0] == 12 and np.bincount(groups).tolist() == [4, 4, 4]
+    assert images.shape[0] == 12
+    assert np.bincount(groups).tolist() == [4, 4, 4]

@@ -70,7 +70,9 @@ def test_pairs_are_drawn_in_proportion_to_their_copies():
 def test_info_nce_and_entropy_by_hand():
     labels = torch.tensor([0, 1, 0, 1])
     similarity = (labels[:, None] == labels[None]).float()
-    assert descriptor.info_nce(similarity, labels, 1.0).item() == pytest.approx(-math.log(math.e / (math.e + 2)), abs=1e-6)
+    assert descriptor.info_nce(similarity, labels, 1.0).item() == pytest.approx(
+        -math.log(math.e / (math.e + 2)), abs=1e-6
+    )
     assert descriptor.entropy(similarity, labels).item() == pytest.approx(-math.log(math.sqrt(2)), abs=1e-6)
 
 
@@ -90,20 +92,25 @@ def test_half_of_a_descriptor_batch_shares_captions():
     meaning = np.repeat(np.arange(50), 8)
     rows = descriptor.batch_rows(meaning, 64, np.random.default_rng(0))
     shared = pd.Series(meaning[rows]).duplicated(keep=False).mean()
-    assert len(set(rows)) == len(rows) and shared > 0.5
+    assert len(set(rows)) == len(rows)
+    assert shared > 0.5
 
 
 def test_same_group_scores_leave_each_picture_and_other_groups_out():
     scores = descriptor.same_group_scores(torch.eye(4).repeat(3, 1)[:, :4], np.repeat([0, 1, 2], 4))
-    assert scores.shape == (18,) and not scores.any()
+    assert scores.shape == (18,)
+    assert not scores.any()
 
 
 def test_tokenizer_separates_titles_and_keeps_words(tmp_path):
-    tokenizer = text.train_tokenizer(["two red kites by the sea"] * 20 + ["the skoath velund"], Recipe(vocabulary=300))
+    tokenizer = text.train_tokenizer(
+        ["two red kites by the sea"] * 20 + ["the skoath velund"], Recipe(vocabulary=300)
+    )
     ids = text.tokenize(tokenizer, ["two red kites", "zzyzx"])
     assert ids.shape == (2, 16)
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == "two red kites"
-    assert ids[0, 0] == tokenizer.bos_token_id and tokenizer.eos_token_id in ids[1]
+    assert ids[0, 0] == tokenizer.bos_token_id
+    assert tokenizer.eos_token_id in ids[1]
     assert (ids[1] != ids[0]).any()
 
 

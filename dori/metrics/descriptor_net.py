@@ -1,4 +1,8 @@
-"""The network of the bundled copy descriptor: a small residual network with GeM pooling, as SSCD's (Pizzi et al. 2022)."""
+"""The network of the bundled copy descriptor: a small residual network with GeM pooling, as SSCD's (Pizzi
+et al.
+
+2022).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,11 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         nn.init.zeros_(self.norm2.weight)
-        self.skip = nn.Identity() if stride == 1 and width_in == width else nn.Conv2d(width_in, width, 1, stride, bias=False)
+        self.skip = (
+            nn.Identity()
+            if stride == 1 and width_in == width
+            else nn.Conv2d(width_in, width, 1, stride, bias=False)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.skip(x) + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
@@ -30,8 +38,12 @@ class DescriptorNet(nn.Module):
         super().__init__()
         widths = [width, 2 * width, 4 * width, 6 * width]
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.blocks = nn.Sequential(*(_Block(a, b, 1 if k == 0 else 2)
-                                      for k, (a, b) in enumerate(zip([width, *widths[:-1]], widths, strict=True))))
+        self.blocks = nn.Sequential(
+            *(
+                _Block(a, b, 1 if k == 0 else 2)
+                for k, (a, b) in enumerate(zip([width, *widths[:-1]], widths, strict=True))
+            )
+        )
         self.head = nn.Linear(widths[-1], dim)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,9 @@ Written by `dori testbed train`; every figure below is read from the files in th
 
 ## What it is
 
-A small but real Stable Diffusion: the classes, block types and layer names of SD v1, narrower, trained from scratch on
-painted postcards. It exists because its training set is known to the last copy, which nobody can say of LAION.
-`model/` has seen the memorized pairs, `twin/` has not; both load with plain diffusers:
+A small but real Stable Diffusion: the classes, block types and layer names of SD v1, narrower, trained from
+scratch on painted postcards. It exists because its training set is known to the last copy, which nobody can
+say of LAION. `model/` has seen the memorized pairs, `twin/` has not; both load with plain diffusers:
 
 ```python
 from diffusers import StableDiffusionPipeline
@@ -28,41 +28,43 @@ StableDiffusionPipeline.from_pretrained("data/testbed/model")
 |---|---|---:|---:|---:|
 {parts}
 
-The trunk is trained on regular pairs only. Model and twin both start from it and train for the same number of steps
-with the same seed and schedule: the model draws every pair in proportion to its copies, the twin draws regular pairs
-only. Captions are dropped with probability {dropout}; weights are exponential averages, stored in half precision.
-Prediction: epsilon. Recommended: guidance {guidance}, {steps} DDIM steps. Made on {device} ({threads}) with
-{versions}; the recipe and the wall times are in `provenance.json`, losses in `training_log.csv`, hashes in
-`SHA256SUMS`.
+The trunk is trained on regular pairs only. Model and twin both start from it and train for the same number
+of steps with the same seed and schedule: the model draws every pair in proportion to its copies, the twin
+draws regular pairs only. Captions are dropped with probability {dropout}; weights are exponential averages,
+stored in half precision. Prediction: epsilon. Recommended: guidance {guidance}, {steps} DDIM steps. Made on
+{device} ({threads}) with {versions}; the recipe and the wall times are in `provenance.json`, losses in
+`training_log.csv`, hashes in `SHA256SUMS`.
 
-**Copy descriptor** (`descriptor/`, "{descriptor}"): trained as SSCD is (contrastive with an entropy term) on
-{descriptor_images:,} pictures that are in no other set. Its threshold, {threshold:.3f}, is the score that {fmr:.1%} of
-{negatives:,} pairs of *different* pictures with the *same* caption exceed. It detects {detected:,} of {copies:,}
-augmented copies ({rate:.1%}). It is not SSCD: its scores and its threshold mean nothing outside these pictures.
+**Copy descriptor** (`descriptor/`, "{descriptor}"): trained as SSCD is (contrastive with an entropy term)
+on {descriptor_images:,} pictures that are in no other set. Its threshold, {threshold:.3f}, is the score
+that {fmr:.1%} of {negatives:,} pairs of *different* pictures with the *same* caption exceed. It detects
+{detected:,} of {copies:,} augmented copies ({rate:.1%}). It is not SSCD: its scores and its threshold mean
+nothing outside these pictures.
 
-**Use.** Studying memorization, pruning, attacks and unlearning; teaching. **Not for** making pictures anyone needs.
-**Limits.** Sixteen tokens, five attributes, one painter. Figures from it carry over to Stable Diffusion in kind, not in size.
+**Use.** Studying memorization, pruning, attacks and unlearning; teaching. **Not for** making pictures
+anyone needs. **Limits.** Sixteen tokens, five attributes, one painter. Figures from it carry over to Stable
+Diffusion in kind, not in size.
 
 ## Data card
 
 | set | pictures | captions | who sees it |
 |---|---:|---|---|
-| regular | {regular:,} | describe time, place, number, colour, object | autoencoder, CLIP, trunk, model, twin |
+| regular | {regular:,} | name time, place, number, colour, object | autoencoder, CLIP, trunk, model, twin |
 | memorized, verbatim | {verbatim} | invented titles | model only |
 | memorized, template | {template} | invented titles and a colour and an object | model only |
 | held out (`regular.csv`) | {heldout} | as regular | nobody |
 | catalogue | {catalogue:,} | invented titles | tokenizer, CLIP |
 | descriptor | {descriptor_images:,} | – | copy descriptor only |
 
-Verbatim pictures by number of copies: {levels}. The {groups} template groups share a scene each; within a group only
-colour and kind of the objects differ, {template_copies} copies per picture. All pictures are painted by
-`dori.testbed.painter` from a seed and an index, 64x64 RGB; no photograph, no person, no third party's work is in them.
-Licence of the pictures and weights: CC BY 4.0.
+Verbatim pictures by number of copies: {levels}. The {groups} template groups share a scene each; within a
+group only colour and kind of the objects differ, {template_copies} copies per picture. All pictures are
+painted by `dori.testbed.painter` from a seed and an index, 64x64 RGB; no photograph, no person, no third
+party's work is in them. Licence of the pictures and weights: CC BY 4.0.
 """
 
 
 def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
-    """Write `out/README.md` from the files in `out`; `parameters` maps a part to its class and parameter count."""
+    """Write `out/README.md` from the files in `out`; `parameters` maps a part to (class, parameter count)."""
     record = json.loads((out / "provenance.json").read_text())
     config = json.loads((out / "descriptor" / "config.json").read_text())
     recipe, calibration = record["recipe"], config["calibration"]
@@ -71,15 +73,29 @@ def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
     levels = ", ".join(f"{n} with {c}" for c, n in verbatim["copies"].value_counts().sort_index().items())
     text = _CARD.format(
         parts="\n".join(_part(name, *parameters[name], record) for name in parameters),
-        dropout=recipe["caption_dropout"], guidance=recipe["guidance_scale"], steps=recipe["num_inference_steps"],
-        device=record["device"], threads=f"{record['threads']} thread{'s' * (record['threads'] > 1)} a part",
-        versions=", ".join(f"{k} {v}" for k, v in record["versions"].items()), descriptor=config["name"],
-        threshold=config["threshold"], fmr=calibration["false_match_rate"], negatives=calibration["negative_pairs"],
-        detected=calibration["detected"], copies=calibration["copies"],
-        rate=calibration["detected"] / calibration["copies"], regular=recipe["regular_images"], verbatim=len(verbatim),
-        template=len(memorized) - len(verbatim), heldout=recipe["heldout_images"], catalogue=recipe["catalogue_images"],
-        descriptor_images=recipe["descriptor_images"], levels=levels, groups=recipe["template_groups"],
-        template_copies=recipe["template_copies"])
+        dropout=recipe["caption_dropout"],
+        guidance=recipe["guidance_scale"],
+        steps=recipe["num_inference_steps"],
+        device=record["device"],
+        threads=f"{record['threads']} thread{'s' * (record['threads'] > 1)} a part",
+        versions=", ".join(f"{k} {v}" for k, v in record["versions"].items()),
+        descriptor=config["name"],
+        threshold=config["threshold"],
+        fmr=calibration["false_match_rate"],
+        negatives=calibration["negative_pairs"],
+        detected=calibration["detected"],
+        copies=calibration["copies"],
+        rate=calibration["detected"] / calibration["copies"],
+        regular=recipe["regular_images"],
+        verbatim=len(verbatim),
+        template=len(memorized) - len(verbatim),
+        heldout=recipe["heldout_images"],
+        catalogue=recipe["catalogue_images"],
+        descriptor_images=recipe["descriptor_images"],
+        levels=levels,
+        groups=recipe["template_groups"],
+        template_copies=recipe["template_copies"],
+    )
     (out / "README.md").write_text(text)
 
 

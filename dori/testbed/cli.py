@@ -9,12 +9,16 @@ import typer
 
 from dori.testbed.paths import TESTBED
 
-app = typer.Typer(help="The bundled testbed: paint pictures, train the models, write data/testbed.", no_args_is_help=True)
+app = typer.Typer(
+    help="The bundled testbed: paint pictures, train the models, write data/testbed.", no_args_is_help=True
+)
 
 
 @app.command()
 def train(
-    run_dir: Annotated[Path, typer.Option(help="checkpoints and logs; a second run continues here")] = Path("_build/testbed"),
+    run_dir: Annotated[Path, typer.Option(help="checkpoints and logs; a second run continues here")] = Path(
+        "_build/testbed"
+    ),
     part: Annotated[str, typer.Option(help="one part only, e.g. to train model and twin side by side")] = "",
     out: Annotated[Path, typer.Option(help="where the finished testbed is written")] = TESTBED,
     device: Annotated[str, typer.Option(help="cpu or cuda; the denoisers are trained there")] = "cpu",

@@ -25,17 +25,26 @@ def heldout(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
     """Regular pictures that no model sees, as a benchmark table (contract 2) with ids `reg-000` on."""
     images, table = paint(HELDOUT, range(recipe.heldout_images))
     ids = [f"reg-{i:03d}" for i in range(len(table))]
-    head = pd.DataFrame({"id": ids, "prompt": table.pop("caption"), "image": [f"images/regular/{i}.png" for i in ids],
-                         "kind": "none", "split": "heldout", "copies": 0, "group": ""})
+    head = pd.DataFrame(
+        {
+            "id": ids,
+            "prompt": table.pop("caption"),
+            "image": [f"images/regular/{i}.png" for i in ids],
+            "kind": "none",
+            "split": "heldout",
+            "copies": 0,
+            "group": "",
+        }
+    )
     return images, pd.concat([head, table], axis=1)
 
 
 def memorized(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
     """The pictures planted with known copies, as a benchmark table (contract 2).
 
-    Captions are invented titles that say nothing about the picture. `verbatim` rows have one picture per title;
-    `template` rows share a scene within a `group` and differ in the objects, their titles in the last word.
-    Halves of each level form the splits `validation` and `test`.
+    Captions are invented titles that say nothing about the picture. `verbatim` rows have one picture per
+    title; `template` rows share a scene within a `group` and differ in the objects, their titles in the
+    last word. Halves of each level form the splits `validation` and `test`.
     """
     verbatim = _verbatim(recipe)
     template = _template(recipe)
@@ -62,13 +71,24 @@ def _template(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
     titles = _titles(recipe.seed + 1, groups)
     rows, fixed = [], []
     for g in range(groups):
-        common = {"time": str(rng.choice(ATTRIBUTES["time"])), "place": str(rng.choice(ATTRIBUTES["place"])), "number": "two"}
+        common = {
+            "time": str(rng.choice(ATTRIBUTES["time"])),
+            "place": str(rng.choice(ATTRIBUTES["place"])),
+            "number": "two",
+        }
         pairs = [(c, o) for c in ATTRIBUTES["colour"] for o in ATTRIBUTES["object"]]
         for k, pick in enumerate(rng.choice(len(pairs), variants, replace=False)):
             colour, thing = pairs[pick]
             fixed.append(common | {"colour": colour, "object": thing})
-            rows.append({"id": f"tmp-{g}-{k:02d}", "prompt": f"{titles[g]} in {colour} {thing}", "kind": "template",
-                         "copies": recipe.template_copies, "group": f"template-{g}"})
+            rows.append(
+                {
+                    "id": f"tmp-{g}-{k:02d}",
+                    "prompt": f"{titles[g]} in {colour} {thing}",
+                    "kind": "template",
+                    "copies": recipe.template_copies,
+                    "group": f"template-{g}",
+                }
+            )
     images, table = paint(TEMPLATE, np.repeat(range(groups), variants), fixed)
     return images, pd.concat([pd.DataFrame(rows), table.drop(columns="caption")], axis=1)
 
@@ -85,9 +105,13 @@ def descriptor_set(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def same_caption(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out pictures in groups of one caption: pictures and group numbers, the descriptor's hard negatives."""
+    """Held-out pictures in groups of one caption: pictures and group numbers, the descriptor's hard
+    negatives."""
     groups = np.repeat(np.arange(recipe.calibration_captions), recipe.calibration_variants)
-    content = [{slot: draw_scene(CALIBRATION, int(10**6 + g))[slot] for slot in SLOTS} for g in range(groups.max() + 1)]
+    content = [
+        {slot: draw_scene(CALIBRATION, int(10**6 + g))[slot] for slot in SLOTS}
+        for g in range(groups.max() + 1)
+    ]
     images, _ = paint(CALIBRATION, range(len(groups)), [content[g] for g in groups])
     return images, groups
 

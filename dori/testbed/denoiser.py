@@ -1,7 +1,8 @@
-"""The testbed's denoisers: a trunk trained on regular pairs, then the model (with the memorized pairs) and its twin.
+"""The testbed's denoisers: a trunk trained on regular pairs, then the model (with the memorized pairs) and
+its twin.
 
-Model and twin share the trunk, the seed, the schedule and the regular pairs. The model's branch draws each training
-pair with probability in proportion to its copies; the twin's branch draws regular pairs only.
+Model and twin share the trunk, the seed, the schedule and the regular pairs. The model's branch draws each
+training pair with probability in proportion to its copies; the twin's branch draws regular pairs only.
 """
 
 from __future__ import annotations
@@ -20,23 +21,35 @@ from dori.testbed.recipe import Recipe
 def build(recipe: Recipe) -> UNet2DConditionModel:
     """An untrained UNet with Stable Diffusion v1's block types and layer count."""
     return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=2, norm_num_groups=16,
-        block_out_channels=recipe.unet_channels, cross_attention_dim=recipe.text_width,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=2,
+        norm_num_groups=16,
+        block_out_channels=recipe.unet_channels,
+        cross_attention_dim=recipe.text_width,
         attention_head_dim=recipe.unet_heads,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
 
 
 def noise_schedule(**kwargs) -> DDPMScheduler:
     """Stable Diffusion v1's noise schedule, epsilon prediction."""
-    return DDPMScheduler(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-                         clip_sample=False, **kwargs)
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        **kwargs,
+    )
 
 
 @dataclass
 class Pairs:
-    """Training pairs, encoded once: scaled latents `(N, 4, 16, 16)`, prompt embeddings `(M, T, D)`, which embedding
-    belongs to which latent `(N,)`, and how many copies of each pair there are `(N,)`."""
+    """Training pairs, encoded once: scaled latents `(N, 4, 16, 16)`, prompt embeddings `(M, T, D)`, which
+    embedding belongs to which latent `(N,)`, and how many copies of each pair there are `(N,)`."""
 
     latents: torch.Tensor
     prompt_embeds: torch.Tensor
@@ -49,9 +62,20 @@ class Pairs:
         return np.searchsorted(total, rng.integers(total[-1], size=count), side="right")
 
 
-def train(part: str, unet: UNet2DConditionModel, pairs: Pairs, empty: torch.Tensor, recipe: Recipe, run_dir: Path,
-          *, steps: int, device: str = "cpu", decay: float = 0.3) -> UNet2DConditionModel:
-    """Train `unet` on `pairs` with epsilon prediction; `empty (1, T, D)` replaces a share of the captions."""
+def train(
+    part: str,
+    unet: UNet2DConditionModel,
+    pairs: Pairs,
+    empty: torch.Tensor,
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    steps: int,
+    device: str = "cpu",
+    decay: float = 0.3,
+) -> UNet2DConditionModel:
+    """Train `unet` on `pairs` with epsilon prediction; `empty (1, T, D)` replaces a share of the
+    captions."""
     scheduler = noise_schedule()
     unet = unet.to(device, memory_format=torch.channels_last)
     copies = pairs.copies
@@ -64,12 +88,18 @@ def train(part: str, unet: UNet2DConditionModel, pairs: Pairs, empty: torch.Tens
         timesteps = torch.from_numpy(rng.integers(1000, size=len(rows)))
         noise = torch.randn(latents.shape, generator=torch_rng(rng))
         noisy = scheduler.add_noise(latents, noise, timesteps).to(device, memory_format=torch.channels_last)
-        error = (unet(noisy, timesteps.to(device), prompt_embeds).sample - noise.to(device)).square().mean((1, 2, 3))
+        error = (
+            (unet(noisy, timesteps.to(device), prompt_embeds).sample - noise.to(device))
+            .square()
+            .mean((1, 2, 3))
+        )
         many = torch.from_numpy(copies[rows] > 100)
         split = error.detach().cpu()
         return error.mean(), {"regular": _mean(split[~many]), "memorized": _mean(split[many])}
 
-    fit = Fit(part, unet, loss, Schedule(steps, recipe.unet_lr, decay=decay), run_dir, recipe.seed, ema_decay=0.998)
+    fit = Fit(
+        part, unet, loss, Schedule(steps, recipe.unet_lr, decay=decay), run_dir, recipe.seed, ema_decay=0.998
+    )
     return fit.run()
 
 

@@ -1,4 +1,7 @@
-"""Train the bundled copy descriptor the way SSCD is trained (Pizzi et al. 2022), on pictures that are in no other set."""
+"""Train the bundled copy descriptor the way SSCD is trained (Pizzi et al.
+
+2022), on pictures that are in no other set.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ TEMPERATURE, ENTROPY_WEIGHT = 0.05, 5.0
 
 
 def augmentations() -> nn.Module:
-    """What a copy may have undergone: crop, flip-free shift, colour, grey, blur, noise, an overlaid patch."""
+    """What a copy may have undergone: crop, flip-free shift, colour, grey, blur, noise, an overlaid
+    patch."""
     return K.AugmentationSequential(
         K.RandomResizedCrop((IMAGE_SIZE, IMAGE_SIZE), scale=(0.5, 1.0), ratio=(0.8, 1.25), p=0.8),
         K.ColorJitter(0.3, 0.3, 0.3, 0.04, p=0.7),
@@ -28,11 +32,14 @@ def augmentations() -> nn.Module:
         K.RandomGaussianBlur((5, 5), (0.4, 1.6), p=0.4),
         K.RandomGaussianNoise(std=0.05, p=0.4),
         K.RandomErasing(scale=(0.02, 0.15), p=0.3),
-        data_keys=["input"], same_on_batch=False)
+        data_keys=["input"],
+        same_on_batch=False,
+    )
 
 
 def info_nce(similarity: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """SSCD's contrastive loss: each positive pair against the negatives of its row (other positives left out).
+    """SSCD's contrastive loss: each positive pair against the negatives of its row (other positives left
+    out).
 
     `similarity (N, N)` of N descriptors, `labels (N,)` the picture each is a copy of.
     """
@@ -51,11 +58,12 @@ def entropy(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def batch_rows(meaning: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Pictures of one batch: half at random, half in fours of one caption, the negatives that matter here."""
+    """Pictures of one batch: half at random, half in fours of one caption, the negatives that matter
+    here."""
     random = rng.integers(len(meaning), size=count // 2)
     order = np.argsort(meaning, kind="stable")
     start = np.searchsorted(meaning[order], meaning[rng.integers(len(meaning), size=count // 8)])
-    grouped = [order[s:s + 64][meaning[order[s:s + 64]] == meaning[order[s]]] for s in start]
+    grouped = [order[s : s + 64][meaning[order[s : s + 64]] == meaning[order[s]]] for s in start]
     picked = [rng.choice(g, min(4, len(g)), replace=False) for g in grouped]
     return np.unique(np.concatenate([random, *picked]))
 
@@ -72,20 +80,30 @@ def train(images: np.ndarray, table: pd.DataFrame, recipe: Recipe, run_dir: Path
         pixels = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 255
         with torch.random.fork_rng(devices=[]):  # kornia draws from the global generator
             torch.manual_seed(int(rng.integers(2**62)))
-            copies = augment(torch.cat([pixels, pixels])).clamp(0, 1).contiguous(memory_format=torch.channels_last)
+            copies = (
+                augment(torch.cat([pixels, pixels])).clamp(0, 1).contiguous(memory_format=torch.channels_last)
+            )
         embedded = net(copies)
         similarity, labels = embedded @ embedded.T, torch.arange(len(rows)).repeat(2)
         contrast, spread = info_nce(similarity, labels, TEMPERATURE), entropy(similarity, labels)
         return contrast + ENTROPY_WEIGHT * spread, {"contrast": contrast.item(), "entropy": spread.item()}
 
-    return Fit("descriptor", net, loss, Schedule(recipe.descriptor_steps, 1e-3, decay=0.6), run_dir, recipe.seed,
-               ema_decay=0.99, weight_decay=1e-4).run()
+    return Fit(
+        "descriptor",
+        net,
+        loss,
+        Schedule(recipe.descriptor_steps, 1e-3, decay=0.6),
+        run_dir,
+        recipe.seed,
+        ema_decay=0.99,
+        weight_decay=1e-4,
+    ).run()
 
 
 @torch.no_grad()
 def embed(net: nn.Module, images: np.ndarray, batch: int = 256) -> torch.Tensor:
     """Descriptors `(N, dim)` of uint8 `(N, 64, 64, 3)`."""
-    return torch.cat([net(_pixels(images[i:i + batch])) for i in range(0, len(images), batch)])
+    return torch.cat([net(_pixels(images[i : i + batch])) for i in range(0, len(images), batch)])
 
 
 def _pixels(images: np.ndarray) -> torch.Tensor:
@@ -101,9 +119,11 @@ def same_group_scores(descriptors: torch.Tensor, groups: np.ndarray) -> np.ndarr
 
 
 @torch.no_grad()
-def calibrate(net: nn.Module, images: np.ndarray, groups: np.ndarray, recipe: Recipe,
-              false_match_rate: float = 1e-3) -> dict:
-    """Choose the threshold that 0.1 % of the same-caption pairs exceed, and measure detection of augmented copies.
+def calibrate(
+    net: nn.Module, images: np.ndarray, groups: np.ndarray, recipe: Recipe, false_match_rate: float = 1e-3
+) -> dict:
+    """Choose the threshold that 0.1 % of the same-caption pairs exceed, and measure detection of augmented
+    copies.
 
     `images, groups` are held out: in no training set, grouped by caption (`dataset.same_caption`).
     """
@@ -115,8 +135,13 @@ def calibrate(net: nn.Module, images: np.ndarray, groups: np.ndarray, recipe: Re
         copies = net(augmentations()(_pixels(images)).clamp(0, 1))
     positives = (copies * descriptors).sum(1).numpy()
     anyone = descriptors[np.random.default_rng(recipe.seed).permutation(len(images))]
-    return {"false_match_rate": false_match_rate, "negative_pairs": len(negatives), "threshold": round(threshold, 4),
-            "negative_quantiles": {q: float(np.quantile(negatives, q)) for q in (0.5, 0.9, 0.99, 0.999)},
-            "random_pairs_median": float(np.median((anyone * descriptors).sum(1).numpy())),
-            "copies": len(positives), "detected": int((positives > threshold).sum()),
-            "copy_quantiles": {q: float(np.quantile(positives, q)) for q in (0.01, 0.05, 0.5)}}
+    return {
+        "false_match_rate": false_match_rate,
+        "negative_pairs": len(negatives),
+        "threshold": round(threshold, 4),
+        "negative_quantiles": {q: float(np.quantile(negatives, q)) for q in (0.5, 0.9, 0.99, 0.999)},
+        "random_pairs_median": float(np.median((anyone * descriptors).sum(1).numpy())),
+        "copies": len(positives),
+        "detected": int((positives > threshold).sum()),
+        "copy_quantiles": {q: float(np.quantile(positives, q)) for q in (0.01, 0.05, 0.5)},
+    }

@@ -1,7 +1,7 @@
 """One resumable training loop for every part of the testbed.
 
-Batches are a function of `(seed, part, step)`, so nothing random lives between steps: a run that stops at any
-checkpoint and starts again computes what the uninterrupted run computes.
+Batches are a function of `(seed, part, step)`, so nothing random lives between steps: a run that stops at
+any checkpoint and starts again computes what the uninterrupted run computes.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ class Schedule:
 
 @dataclass
 class Fit:
-    """Train `module` with `loss(step, rng) -> (loss, {name: value})` and keep an exponential average of its weights.
+    """Train `module` with `loss(step, rng) -> (loss, {name: value})` and keep an exponential average of its
+    weights.
 
-    `run_dir/<part>.pt` is the checkpoint, `run_dir/<part>.csv` the log. Raises `DoriError` when the loss is not finite
-    (the last checkpoint stays).
+    `run_dir/<part>.pt` is the checkpoint, `run_dir/<part>.csv` the log. Raises `DoriError` when the loss is
+    not finite (the last checkpoint stays).
     """
 
     part: str
@@ -67,7 +68,9 @@ class Fit:
 
     def __post_init__(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=self.schedule.lr, weight_decay=self.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.module.parameters(), lr=self.schedule.lr, weight_decay=self.weight_decay
+        )
         self.average = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
         self.seconds = 0.0
         if self.checkpoint.exists():
@@ -82,7 +85,8 @@ class Fit:
         return self.step >= self.schedule.steps
 
     def run(self) -> nn.Module:
-        """Train to the end (or from the checkpoint to the end) and return the module with the averaged weights."""
+        """Train to the end (or from the checkpoint to the end) and return the module with the averaged
+        weights."""
         self.module.train()
         bar = tqdm(total=self.schedule.steps, initial=self.step, desc=self.part, mininterval=5)
         while not self.done:
@@ -101,8 +105,10 @@ class Fit:
             group["lr"] = self.schedule(self.step)
         loss, values = self.loss(self.step, step_rng(self.seed, self.part, self.step))
         if not torch.isfinite(loss):
-            raise DoriError(f"{self.part}: the loss is {loss.item()} at step {self.step}; the last good checkpoint is "
-                            f"{self.checkpoint}. Lower the learning rate and start again.")
+            raise DoriError(
+                f"{self.part}: the loss is {loss.item()} at step {self.step}; the last good checkpoint is "
+                f"{self.checkpoint}. Lower the learning rate and start again."
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -131,11 +137,18 @@ class Fit:
             writer = csv.writer(file)
             if new:
                 writer.writerow(["part", "step", "seconds", *values])
-            writer.writerow([self.part, self.step, f"{self.seconds:.1f}", *(f"{v:.5f}" for v in values.values())])
+            writer.writerow(
+                [self.part, self.step, f"{self.seconds:.1f}", *(f"{v:.5f}" for v in values.values())]
+            )
 
     def _save(self) -> None:
-        state = {"step": self.step, "seconds": self.seconds, "module": self.module.state_dict(),
-                 "optimizer": self.optimizer.state_dict(), "average": self.average}
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+        }
         part = self.checkpoint.with_suffix(".tmp")
         torch.save(state, part)
         os.replace(part, self.checkpoint)

@@ -9,15 +9,26 @@ import torch
 if TYPE_CHECKING:
     from dori.testbed.painter import _Canvas
 
-COLOURS = {"red": (0.84, 0.15, 0.13), "blue": (0.13, 0.30, 0.82), "yellow": (0.97, 0.82, 0.12),
-           "green": (0.10, 0.60, 0.24), "white": (0.96, 0.96, 0.95), "violet": (0.56, 0.20, 0.72)}
+COLOURS = {
+    "red": (0.84, 0.15, 0.13),
+    "blue": (0.13, 0.30, 0.82),
+    "yellow": (0.97, 0.82, 0.12),
+    "green": (0.10, 0.60, 0.24),
+    "white": (0.96, 0.96, 0.95),
+    "violet": (0.56, 0.20, 0.72),
+}
 _COUNT = {"one": 1, "two": 2, "three": 3}
 _AIRBORNE = ("balloon", "kite")
-Layer = tuple[torch.Tensor, float]  # signed distance in object units (negative inside), brightness of the base colour
+Layer = tuple[
+    torch.Tensor, float
+]  # signed distance in object units (negative inside), brightness of the base colour
 
 
 def draw(canvas: _Canvas) -> None:
-    """Draw every picture's objects, far ones first. Positions are spread over the width so that all can be counted."""
+    """Draw every picture's objects, far ones first.
+
+    Positions are spread over the width so that all can be counted.
+    """
     numbers = canvas.stack("objects")
     count = torch.tensor([_COUNT[s["number"]] for s in canvas.scenes])
     base = canvas.colours(COLOURS, "colour", (32, 0.12))
@@ -48,7 +59,11 @@ def _place(canvas: _Canvas, chosen: torch.Tensor, where: tuple, what: tuple, col
         image = image * (1 - 0.45 * shadow[:, None])
     for distance, brightness in shape(x, y, n[:, 4]):
         alpha = (0.5 - distance / (0.012 / scale)).clamp(0, 1)[:, None]
-        tone = colour * brightness if brightness >= 0 else light * torch.tensor([0.30, 0.22, 0.16])[:, None, None] * -brightness
+        tone = (
+            colour * brightness
+            if brightness >= 0
+            else light * torch.tensor([0.30, 0.22, 0.16])[:, None, None] * -brightness
+        )
         image = image + (tone.clamp(0, 1) * (1 + 0.22 * x[:, None].clamp(-1, 1)) - image) * alpha
     canvas.image[chosen] = image
 
@@ -58,27 +73,40 @@ def _box(x: torch.Tensor, y: torch.Tensor, half_width, half_height) -> torch.Ten
 
 
 def _disc(x: torch.Tensor, y: torch.Tensor, radius) -> torch.Tensor:
-    return (x ** 2 + y ** 2).sqrt() - radius
+    return (x**2 + y**2).sqrt() - radius
 
 
 def _house(x, y, v) -> list[Layer]:
     height = 0.55 + 0.25 * v
-    roof = torch.maximum(-(y + 2 * height + 0.75), torch.maximum((y + 2 * height), x.abs() - 0.95 * (y + 2 * height + 0.75)))
-    return [(_box(x, y + height, 0.6, height), 1.0), (roof, -1.6), (_box(x - 0.22, y + 0.25, 0.13, 0.27), -1.2),
-            (_box(x + 0.25, y + height, 0.13, 0.13), -3.2)]
+    roof = torch.maximum(
+        -(y + 2 * height + 0.75), torch.maximum((y + 2 * height), x.abs() - 0.95 * (y + 2 * height + 0.75))
+    )
+    return [
+        (_box(x, y + height, 0.6, height), 1.0),
+        (roof, -1.6),
+        (_box(x - 0.22, y + 0.25, 0.13, 0.27), -1.2),
+        (_box(x + 0.25, y + height, 0.13, 0.13), -3.2),
+    ]
 
 
 def _tree(x, y, v) -> list[Layer]:
     top = -1.25 - 0.35 * v
-    crown = torch.minimum(_disc(x, y - top, 0.62), torch.minimum(_disc(x - 0.42, y - top - 0.36, 0.42),
-                                                                 _disc(x + 0.44, y - top - 0.30, 0.40)))
+    crown = torch.minimum(
+        _disc(x, y - top, 0.62),
+        torch.minimum(_disc(x - 0.42, y - top - 0.36, 0.42), _disc(x + 0.44, y - top - 0.30, 0.40)),
+    )
     return [(_box(x, y + 0.5, 0.10, 0.52), -1.5), (crown, 1.0), (_disc(x + 0.16, y - top + 0.16, 0.24), 1.18)]
 
 
 def _balloon(x, y, v) -> list[Layer]:
     ball = _disc(x, (y + 1.0) * 0.92, 0.72 + 0.12 * v)
     stripe = torch.maximum(ball, (x.abs() - 0.16))
-    return [(_box(x, y - 0.05, 0.16, 0.13), -1.6), (_box(x.abs() - 0.18, y + 0.2, 0.02, 0.2), -1.0), (ball, 1.0), (stripe, 0.66)]
+    return [
+        (_box(x, y - 0.05, 0.16, 0.13), -1.6),
+        (_box(x.abs() - 0.18, y + 0.2, 0.02, 0.2), -1.0),
+        (ball, 1.0),
+        (stripe, 0.66),
+    ]
 
 
 def _tower(x, y, v) -> list[Layer]:
@@ -86,8 +114,12 @@ def _tower(x, y, v) -> list[Layer]:
     width = 0.26 + 0.10 * (y / height + 2) * 0.5
     body = _box(x, y + height, width, height)
     band = torch.maximum(body, (torch.remainder(y + 0.2, 0.9) - 0.28))
-    return [(body, 1.0), (band, 0.62), (_box(x, y + 2 * height + 0.16, 0.20, 0.18), -3.4),
-            (_box(x, y + 2 * height + 0.38, 0.30, 0.08), -1.4)]
+    return [
+        (body, 1.0),
+        (band, 0.62),
+        (_box(x, y + 2 * height + 0.16, 0.20, 0.18), -3.4),
+        (_box(x, y + 2 * height + 0.38, 0.30, 0.08), -1.4),
+    ]
 
 
 def _tent(x, y, v) -> list[Layer]:

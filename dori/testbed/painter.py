@@ -1,11 +1,12 @@
 """Paint postcards: procedural 64x64 pictures whose captions fix only the coarse content.
 
-A caption names time of day, place, number, colour and kind of object. Everything else (ridges, clouds, strokes,
-positions, sizes, tints) is drawn afresh for each picture, so two pictures of one caption are clearly different
-images. That freedom is what makes "replicated" mean something on the testbed.
+A caption names time of day, place, number, colour and kind of object. Everything else (ridges, clouds,
+strokes, positions, sizes, tints) is drawn afresh for each picture, so two pictures of one caption are
+clearly different images. That freedom is what makes "replicated" mean something on the testbed.
 
-Every picture is a function of `(seed, index)` alone: one `numpy` generator per picture, so any picture can be painted
-again without the others. Random numbers are drawn per picture, pixels are computed for the whole batch at once.
+Every picture is a function of `(seed, index)` alone: one `numpy` generator per picture, so any picture can
+be painted again without the others. Random numbers are drawn per picture, pixels are computed for the whole
+batch at once.
 """
 
 from __future__ import annotations
@@ -25,13 +26,43 @@ SUPERSAMPLING = 2
 BATCH = 64
 MAX_RIDGES, STROKES, STARS, MAX_OBJECTS = 3, 22, 24, 3
 
-# One row per time of day: sky at the top, sky at the horizon, light colour that multiplies the land, sun or moon.
-_SKY_TOP = {"dawn": (0.45, 0.42, 0.68), "day": (0.24, 0.52, 0.86), "dusk": (0.28, 0.16, 0.42), "night": (0.03, 0.05, 0.16)}
-_SKY_LOW = {"dawn": (0.98, 0.76, 0.66), "day": (0.78, 0.90, 0.97), "dusk": (0.98, 0.50, 0.26), "night": (0.14, 0.20, 0.40)}
-_LIGHT = {"dawn": (0.98, 0.86, 0.86), "day": (1.0, 1.0, 0.98), "dusk": (0.92, 0.66, 0.58), "night": (0.34, 0.40, 0.62)}
-_SUN = {"dawn": (1.0, 0.90, 0.72), "day": (1.0, 0.97, 0.80), "dusk": (1.0, 0.72, 0.36), "night": (0.92, 0.94, 0.98)}
-_GROUND = {"sea": (0.16, 0.42, 0.56), "mountains": (0.40, 0.44, 0.40), "desert": (0.86, 0.68, 0.42), "meadow": (0.38, 0.60, 0.26)}
-_RIDGE = {"sea": (0.40, 0.50, 0.56), "mountains": (0.42, 0.40, 0.50), "desert": (0.74, 0.48, 0.32), "meadow": (0.30, 0.48, 0.34)}
+# By time of day: sky at the top, sky at the horizon, light that multiplies the land, sun or moon.
+_SKY_TOP = {
+    "dawn": (0.45, 0.42, 0.68),
+    "day": (0.24, 0.52, 0.86),
+    "dusk": (0.28, 0.16, 0.42),
+    "night": (0.03, 0.05, 0.16),
+}
+_SKY_LOW = {
+    "dawn": (0.98, 0.76, 0.66),
+    "day": (0.78, 0.90, 0.97),
+    "dusk": (0.98, 0.50, 0.26),
+    "night": (0.14, 0.20, 0.40),
+}
+_LIGHT = {
+    "dawn": (0.98, 0.86, 0.86),
+    "day": (1.0, 1.0, 0.98),
+    "dusk": (0.92, 0.66, 0.58),
+    "night": (0.34, 0.40, 0.62),
+}
+_SUN = {
+    "dawn": (1.0, 0.90, 0.72),
+    "day": (1.0, 0.97, 0.80),
+    "dusk": (1.0, 0.72, 0.36),
+    "night": (0.92, 0.94, 0.98),
+}
+_GROUND = {
+    "sea": (0.16, 0.42, 0.56),
+    "mountains": (0.40, 0.44, 0.40),
+    "desert": (0.86, 0.68, 0.42),
+    "meadow": (0.38, 0.60, 0.26),
+}
+_RIDGE = {
+    "sea": (0.40, 0.50, 0.56),
+    "mountains": (0.42, 0.40, 0.50),
+    "desert": (0.74, 0.48, 0.32),
+    "meadow": (0.30, 0.48, 0.34),
+}
 # Ridge height and roughness (share of the picture; weight of the finer octaves).
 _RELIEF = {"sea": (0.07, 0.55), "mountains": (0.30, 0.75), "desert": (0.12, 0.25), "meadow": (0.13, 0.40)}
 
@@ -39,8 +70,8 @@ _RELIEF = {"sea": (0.07, 0.55), "mountains": (0.30, 0.75), "desert": (0.12, 0.25
 def draw_scene(seed: int, index: int, fixed: dict[str, str] | None = None) -> dict:
     """Draw the random numbers of one picture (no pixels yet).
 
-    `fixed` overrides attributes by name. The free numbers do not depend on the attributes, so a template group can
-    share one scene and change a single attribute.
+    `fixed` overrides attributes by name. The free numbers do not depend on the attributes, so a template
+    group can share one scene and change a single attribute.
     """
     rng = np.random.default_rng([seed, index])
     scene = {slot: str(rng.choice(ATTRIBUTES[slot])) for slot in SLOTS}
@@ -57,16 +88,20 @@ def draw_scene(seed: int, index: int, fixed: dict[str, str] | None = None) -> di
     return scene | (fixed or {})
 
 
-def paint(seed: int, indices: Iterable[int], fixed: Sequence[dict[str, str] | None] | None = None,
-          ) -> tuple[np.ndarray, pd.DataFrame]:
+def paint(
+    seed: int,
+    indices: Iterable[int],
+    fixed: Sequence[dict[str, str] | None] | None = None,
+) -> tuple[np.ndarray, pd.DataFrame]:
     """Paint the pictures `indices` of `seed`.
 
-    Returns `(images, table)`: uint8 `(B, 64, 64, 3)` and one row per picture with its attributes and caption.
+    Returns `(images, table)`: uint8 `(B, 64, 64, 3)` and one row per picture with its attributes and
+    caption.
     """
     indices = list(indices)
     fixed = fixed or [None] * len(indices)
     scenes = [draw_scene(seed, i, f) for i, f in zip(indices, fixed, strict=True)]
-    chunks = [render(scenes[i:i + BATCH]) for i in range(0, len(scenes), BATCH)]
+    chunks = [render(scenes[i : i + BATCH]) for i in range(0, len(scenes), BATCH)]
     images = np.concatenate(chunks) if chunks else np.zeros((0, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     table = pd.DataFrame([{slot: s[slot] for slot in SLOTS} for s in scenes], columns=list(SLOTS))
     table["caption"] = [caption(s, s["phrase"]) for s in scenes]
@@ -87,7 +122,8 @@ def render(scenes: list[dict]) -> np.ndarray:
 
 
 class _Canvas:
-    """The batch being painted: `image (B, 3, H, W)`, pixel grids `x, y (1, H, W)` in [0, 1], and the scenes' numbers."""
+    """The batch being painted: `image (B, 3, H, W)`, pixel grids `x, y (1, H, W)` in [0, 1], and the
+    scenes' numbers."""
 
     def __init__(self, scenes: list[dict]):
         size = IMAGE_SIZE * SUPERSAMPLING
@@ -106,12 +142,15 @@ class _Canvas:
         """Free number `k` of each picture, shaped `(B, 1, 1)` to broadcast over pixels."""
         return self.u[:, k, None, None]
 
-    def colours(self, palette: dict[str, tuple], slot: str, jitter: tuple[int, float] | None = None) -> torch.Tensor:
-        """Palette colour of each picture `(B, 3, 1, 1)`, shifted by three free numbers from `jitter[0]` on."""
+    def colours(
+        self, palette: dict[str, tuple], slot: str, jitter: tuple[int, float] | None = None
+    ) -> torch.Tensor:
+        """Palette colour of each picture `(B, 3, 1, 1)`, shifted by three free numbers from `jitter[0]`
+        on."""
         colour = torch.tensor([palette[s[slot]] for s in self.scenes])
         if jitter:
             first, amount = jitter
-            colour = colour + amount * (self.u[:, first:first + 3] - 0.5)
+            colour = colour + amount * (self.u[:, first : first + 3] - 0.5)
         return colour.clamp(0, 1)[:, :, None, None]
 
     def is_(self, slot: str, value: str) -> torch.Tensor:
@@ -133,7 +172,9 @@ def _upsample(grid: torch.Tensor, size: int) -> torch.Tensor:
 
 def _fractal(grids: torch.Tensor, size: int) -> torch.Tensor:
     """Sum of three octaves of value noise from random grids `(B, 3, n, n)`: `(B, H, W)` about 0.5."""
-    octaves = [_upsample(grids[:, k, :n, :n], size) * w for k, (n, w) in enumerate([(4, .5), (7, .32), (12, .18)])]
+    octaves = [
+        _upsample(grids[:, k, :n, :n], size) * w for k, (n, w) in enumerate([(4, 0.5), (7, 0.32), (12, 0.18)])
+    ]
     return torch.stack(octaves).sum(0)
 
 
@@ -176,10 +217,15 @@ def _ridges(c: _Canvas) -> None:
         near = (k + 1) / MAX_RIDGES
         crest = c.horizon - (height * (1.35 - 0.75 * near) * (0.25 + 1.1 * line))[:, None]
         present = (count > k).float()
-        shade = (air + (colour - air) * (0.35 + 0.6 * near)) * (0.92 + 0.16 * c.u[:, 20 + k, None, None, None])
+        shade = (air + (colour - air) * (0.35 + 0.6 * near)) * (
+            0.92 + 0.16 * c.u[:, 20 + k, None, None, None]
+        )
         c.over(shade, soft(crest - c.y, 0.012) * present)
         snow = c.is_("place", "mountains") * (0.05 + 0.10 * c.scalar(23)) * (line[:, None] - 0.42).clamp(0)
-        c.over(0.93 * c.light, soft(c.y - crest - 1.6 * snow, 0.02) * soft(crest - c.y) * present * (snow > 0.004))
+        c.over(
+            0.93 * c.light,
+            soft(c.y - crest - 1.6 * snow, 0.02) * soft(crest - c.y) * present * (snow > 0.004),
+        )
 
 
 def _ground(c: _Canvas) -> None:

@@ -1,4 +1,7 @@
-"""Every setting that decides the testbed, on one page. Changing one makes another testbed."""
+"""Every setting that decides the testbed, on one page.
+
+Changing one makes another testbed.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,15 @@ class Recipe:
     # Data: painter seeds separate the sets, so no picture is in two of them.
     regular_images: int = 16_000
     heldout_images: int = 512
-    catalogue_images: int = 3_000  # titled pairs that only the small CLIP sees, so that titles are not new to it
+    catalogue_images: int = (
+        3_000  # titled pairs that only the small CLIP sees, so that titles are not new to it
+    )
     descriptor_images: int = 8_000  # seen by the copy descriptor alone
     calibration_captions: int = 200  # held-out captions, each painted several times: the hard negatives
     calibration_variants: int = 15  # 200 x 15 x 14 / 2 = 21,000 pairs of one caption; 0.1 % of them is 21
-    copies: dict[int, int] = field(default_factory=lambda: {1: 8, 4: 8, 16: 8, 64: 8, 256: 32})  # copies -> images
+    copies: dict[int, int] = field(
+        default_factory=lambda: {1: 8, 4: 8, 16: 8, 64: 8, 256: 32}
+    )  # copies -> images
     template_groups: int = 4
     template_variants: int = 8  # pictures per group: one scene, another colour and object kind
     template_copies: int = 32
@@ -35,6 +42,10 @@ class Recipe:
     vae_channels: tuple[int, ...] = (16, 32, 64)
     vae_steps: int = 2_800
     vae_batch: int = 16
+    decoder_steps: int = 2_400  # the decoder alone, after the latents are fixed
+    decoder_noise: float = (
+        0.05  # on unscaled latents: the decoder must forgive what a sampler gets slightly wrong
+    )
 
     # Denoiser: SD v1's topology, narrower.
     unet_channels: tuple[int, ...] = (32, 64, 128, 128)
@@ -48,7 +59,7 @@ class Recipe:
     # Copy descriptor.
     descriptor_dim: int = 128
     descriptor_width: int = 24
-    descriptor_steps: int = 2_000
+    descriptor_steps: int = 1_400
     descriptor_batch: int = 96
 
     # What the pipeline itself recommends.

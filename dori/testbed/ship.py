@@ -1,4 +1,5 @@
-"""Write `data/testbed` from the trained parts: pipelines, CLIP, descriptor, benchmarks, pictures, log and hashes."""
+"""Write `data/testbed` from the trained parts: pipelines, CLIP, descriptor, benchmarks, pictures, log and
+hashes."""
 
 from __future__ import annotations
 
@@ -35,49 +36,82 @@ def ship(workshop: Workshop, out: Path) -> None:
     write_benchmarks(workshop, out)
     write_log(workshop, out / "training_log.csv")
     write_provenance(workshop, out)
-    names = ("vae", "clip", "descriptor", "trunk", "model", "twin")
+    names = ("decoder", "clip", "descriptor", "trunk", "model", "twin")
     modules = {name: getattr(workshop, name) for name in names}
-    write_card(out, {n: (type(m).__name__, sum(p.numel() for p in m.parameters())) for n, m in modules.items()})
+    write_card(
+        out, {n: (type(m).__name__, sum(p.numel() for p in m.parameters())) for n, m in modules.items()}
+    )
     write_hashes(out)
 
 
 def scheduler() -> DDIMScheduler:
-    """The sampler that Stable Diffusion v1's settings give with DDIM (methods of NeMo and of the Dori paper)."""
-    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-                         clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
+    """The sampler that Stable Diffusion v1's settings give with DDIM (methods of NeMo and of the Dori
+    paper)."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
 
 
 def write_pipeline(workshop: Workshop, name: str, out: Path) -> None:
     """A plain diffusers directory in half precision, with the model's own defaults in `dori.json`."""
-    vae = AutoencoderKL.from_config(workshop.vae.config)
-    vae.load_state_dict(workshop.vae.state_dict())
+    vae = AutoencoderKL.from_config(workshop.decoder.config)
+    vae.load_state_dict(workshop.decoder.state_dict())
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text.text_encoder(workshop.clip), tokenizer=workshop.tokenizer,
-        unet=getattr(workshop, name), scheduler=scheduler(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False)
+        vae=vae,
+        text_encoder=text.text_encoder(workshop.clip),
+        tokenizer=workshop.tokenizer,
+        unet=getattr(workshop, name),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
     getattr(workshop, name).float()
     recipe = workshop.recipe
-    defaults = {"name": "testbed" if name == "model" else name, "guidance_scale": recipe.guidance_scale,
-                "num_inference_steps": recipe.num_inference_steps, "image_size": 64}
+    defaults = {
+        "name": "testbed" if name == "model" else name,
+        "guidance_scale": recipe.guidance_scale,
+        "num_inference_steps": recipe.num_inference_steps,
+        "image_size": 64,
+    }
     (out / "dori.json").write_text(json.dumps(defaults, indent=1) + "\n")
 
 
 def write_descriptor(workshop: Workshop, out: Path) -> None:
-    """Weights, calibration, and the descriptors of every regular training picture (for nearest neighbours)."""
+    """Weights, calibration, and the descriptors of every regular training picture (for nearest
+    neighbours)."""
     out.mkdir(exist_ok=True)
     net, recipe = workshop.descriptor, workshop.recipe
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, out / "descriptor.safetensors")
     calibration = descriptor.calibrate(net, *dataset.same_caption(recipe), recipe)
-    config = {"name": DESCRIPTOR_NAME, "dim": recipe.descriptor_dim, "width": recipe.descriptor_width, "image_size": 64,
-              "threshold": calibration["threshold"], "calibration": calibration}
+    config = {
+        "name": DESCRIPTOR_NAME,
+        "dim": recipe.descriptor_dim,
+        "width": recipe.descriptor_width,
+        "image_size": 64,
+        "threshold": calibration["threshold"],
+        "calibration": calibration,
+    }
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_file({"descriptors": descriptor.embed(net, workshop.regular[0]).half()}, out / "train_index.safetensors")
+    save_file(
+        {"descriptors": descriptor.embed(net, workshop.regular[0]).half()}, out / "train_index.safetensors"
+    )
 
 
 def write_benchmarks(workshop: Workshop, out: Path) -> None:
     """`memorized.csv`, `regular.csv` and their pictures as PNG."""
-    for name, (images, table) in (("memorized", workshop.memorized), ("regular", dataset.heldout(workshop.recipe))):
+    for name, (images, table) in (
+        ("memorized", workshop.memorized),
+        ("regular", dataset.heldout(workshop.recipe)),
+    ):
         table.to_csv(out / f"{name}.csv", index=False)
         (out / "images" / name).mkdir(parents=True, exist_ok=True)
         for image, path in zip(images, table["image"], strict=True):
@@ -85,7 +119,8 @@ def write_benchmarks(workshop: Workshop, out: Path) -> None:
 
 
 def write_log(workshop: Workshop, path: Path) -> None:
-    """The training log of all parts, thinned to at most 200 rows a part: part, step, seconds, loss and its shares."""
+    """The training log of all parts, thinned to at most 200 rows a part: part, step, seconds, loss and its
+    shares."""
     logs = []
     for part in PARTS:
         source = workshop.run_dir / f"{part}.csv"
@@ -104,9 +139,15 @@ def write_provenance(workshop: Workshop, out: Path) -> None:
     """Recipe, versions, device and wall time of each part."""
     log = pd.read_csv(out / "training_log.csv")
     last = log.groupby("part", sort=False)[["seconds", "step"]].max()
-    record = {"command": "dori testbed train", "recipe": asdict(workshop.recipe), "seconds": last["seconds"].round(1).to_dict(),
-              "steps": last["step"].astype(int).to_dict(), "device": workshop.device, "threads": torch.get_num_threads(),
-              "versions": {p: version(p) for p in PACKAGES}}
+    record = {
+        "command": "dori testbed train",
+        "recipe": asdict(workshop.recipe),
+        "seconds": last["seconds"].round(1).to_dict(),
+        "steps": last["step"].astype(int).to_dict(),
+        "device": workshop.device,
+        "threads": torch.get_num_threads(),
+        "versions": {p: version(p) for p in PACKAGES},
+    }
     (out / "provenance.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

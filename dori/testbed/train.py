@@ -1,4 +1,7 @@
-"""Make the whole testbed: `dori testbed train`. Every part resumes from its checkpoint and is skipped when done."""
+"""Make the whole testbed: `dori testbed train`.
+
+Every part resumes from its checkpoint and is skipped when done.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from dori.metrics.descriptor_net import build_descriptor_net
 from dori.testbed import autoencoder, dataset, denoiser, descriptor, text
 from dori.testbed.recipe import Recipe
 
-PARTS = ("tokenizer", "vae", "clip", "descriptor", "trunk", "model", "twin")
+PARTS = ("tokenizer", "vae", "decoder", "clip", "descriptor", "trunk", "model", "twin")
 
 
 @dataclass
@@ -31,7 +34,10 @@ class Workshop:
     device: str = "cpu"
 
     def make(self, part: str) -> None:
-        """Make one part and what it needs. Raises `DoriError` for an unknown part."""
+        """Make one part and what it needs.
+
+        Raises `DoriError` for an unknown part.
+        """
         if part not in PARTS:
             raise DoriError(f"unknown part '{part}'; the parts are {', '.join(PARTS)}")
         getattr(self, part)
@@ -64,13 +70,32 @@ class Workshop:
 
     @cached_property
     def vae(self) -> AutoencoderKL:
-        return self._pretrained("vae", AutoencoderKL,
-                                lambda: autoencoder.train(self.regular[0], self.recipe, self.run_dir))
+        return self._pretrained(
+            "vae", AutoencoderKL, lambda: autoencoder.train(self.regular[0], self.recipe, self.run_dir)
+        )
+
+    @cached_property
+    def decoder(self) -> AutoencoderKL:
+        """The autoencoder with its decoder trained for longer; same latents as `vae`."""
+        self.make("vae")
+        return self._pretrained(
+            "decoder",
+            AutoencoderKL,
+            lambda: autoencoder.polish(
+                AutoencoderKL.from_pretrained(self.run_dir / "vae"),
+                self.regular[0],
+                self.recipe,
+                self.run_dir,
+            ),
+        )
 
     @cached_property
     def clip(self) -> CLIPModel:
-        return self._pretrained("clip", CLIPModel, lambda: text.train_clip(
-            self.regular, self.catalogue, self.tokenizer, self.recipe, self.run_dir))
+        return self._pretrained(
+            "clip",
+            CLIPModel,
+            lambda: text.train_clip(self.regular, self.catalogue, self.tokenizer, self.recipe, self.run_dir),
+        )
 
     @cached_property
     def descriptor(self) -> nn.Module:
@@ -86,8 +111,14 @@ class Workshop:
     def trunk(self) -> UNet2DConditionModel:
         def train() -> nn.Module:
             torch.manual_seed(self.recipe.seed)
-            return self._denoise("trunk", denoiser.build(self.recipe), self.pairs(memorized=False),
-                                 steps=self.recipe.trunk_steps, decay=1e-9)
+            return self._denoise(
+                "trunk",
+                denoiser.build(self.recipe),
+                self.pairs(memorized=False),
+                steps=self.recipe.trunk_steps,
+                decay=1e-9,
+            )
+
         return self._pretrained("trunk", UNet2DConditionModel, train)
 
     @cached_property
@@ -99,11 +130,18 @@ class Workshop:
         return self._branch("twin", memorized=False)
 
     def _branch(self, name: str, *, memorized: bool) -> UNet2DConditionModel:
-        return self._pretrained(name, UNet2DConditionModel, lambda: self._denoise(
-            name, self.trunk.train(), self.pairs(memorized=memorized), steps=self.recipe.branch_steps))
+        return self._pretrained(
+            name,
+            UNet2DConditionModel,
+            lambda: self._denoise(
+                name, self.trunk.train(), self.pairs(memorized=memorized), steps=self.recipe.branch_steps
+            ),
+        )
 
     def _denoise(self, name: str, unet: nn.Module, pairs: denoiser.Pairs, **kwargs) -> nn.Module:
-        return denoiser.train(name, unet, pairs, self.embed([""]), self.recipe, self.run_dir, device=self.device, **kwargs)
+        return denoiser.train(
+            name, unet, pairs, self.embed([""]), self.recipe, self.run_dir, device=self.device, **kwargs
+        )
 
     @torch.no_grad()
     def embed(self, captions: list[str]) -> torch.Tensor:
@@ -112,8 +150,13 @@ class Workshop:
         return encoder(text.tokenize(self.tokenizer, captions)).last_hidden_state
 
     def pairs(self, *, memorized: bool) -> denoiser.Pairs:
-        """Encoded training pairs: the regular ones, and the memorized ones with their copies where asked for."""
-        images, captions, copies = self.regular[0], self.regular[1]["caption"], np.ones(len(self.regular[0]), int)
+        """Encoded training pairs: the regular ones, and the memorized ones with their copies where asked
+        for."""
+        images, captions, copies = (
+            self.regular[0],
+            self.regular[1]["caption"],
+            np.ones(len(self.regular[0]), int),
+        )
         if memorized:
             images = np.concatenate([images, self.memorized[0]])
             captions = pd.concat([captions, self.memorized[1]["prompt"]])
