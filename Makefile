@@ -1,6 +1,6 @@
 # make book    environment, every chapter executed (preset quick, bundled model), the site in _build/html
 # make test    environment, all tests
-# make lint | make serve | make clean | make distclean
+# make lint | make serve | make hero | make clean | make distclean
 #
 # make book CHAPTER=01              draft: only this chapter is executed again
 # make book MODEL=org/name BENCHMARK=prompts.csv PRESET=full DEVICE=cuda     the book for another model
@@ -27,7 +27,7 @@ DEVICE ?=
 BOOK_ARGS := --preset $(PRESET) $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MODEL),-p model $(MODEL)) \
     $(if $(BENCHMARK),-p benchmark $(BENCHMARK)) $(if $(DEVICE),-p device $(DEVICE))
 
-.PHONY: help book test lint env serve clean distclean
+.PHONY: help book test lint env serve hero clean distclean
 
 help:
 	@sed -n '1,8s/^# \{0,1\}//p' Makefile
@@ -66,6 +66,10 @@ node_modules/.stamp: package.json package-lock.json
 	@if command -v npm > /dev/null; then npm ci --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null; \
 	else mkdir -p node_modules; fi
 	@touch $@
+
+# The README's picture is the landing page's: take it over when the testbed changed.
+hero: book
+	cp _build/src/generated/landing.png book/assets/hero.png
 
 clean:
 	rm -rf _build .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ pytest.importorskip("papermill", reason="papermill is not installed: pip install
 
 import nbformat
 import yaml
-from bookbuild import claims, execute, pages, results, site, stage
+from bookbuild import claims, execute, pages, pictures, results, site, stage
 from bookbuild.layout import BuildError, Layout
 
 from dori.claims import load_claims
@@ -216,3 +216,14 @@ def test_a_claim_without_its_figure_is_named(tmp_path):
         "01_first: no figure 'mr' for the claim 'c'"
     ]
     assert claims.unmeasured([found], {}) == [], "a chapter that did not run owes nothing"
+
+
+def test_the_landing_page_shows_a_figure_of_the_executed_chapter(tmp_path):
+    picture = nbformat.v4.new_output("display_data", {"image/png": "aGk="})
+    metadata = {"mystnb": {"figure": {"name": "fig-a"}}}
+    cell = nbformat.v4.new_code_cell("plot()", metadata=metadata, outputs=[picture])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "01.ipynb")
+    assert pictures.chapter_figure(tmp_path / "01.ipynb", "fig-a") == b"hi"
+    assert pictures.chapter_figure(tmp_path / "02.ipynb", "fig-a") is None
+    with pytest.raises(BuildError, match="has no figure 'fig-b'"):
+        pictures.chapter_figure(tmp_path / "01.ipynb", "fig-b")

@@ -1,12 +1,14 @@
-"""Pictures of the testbed page that are drawn at build time: sample sheet and training curves."""
+"""Pictures that the build makes: sample sheets, training curves, and the figure of the landing page."""
 
 from __future__ import annotations
 
+import base64
 import csv
 from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
+import nbformat
 from PIL import Image
 
 matplotlib.use("Agg")
@@ -15,6 +17,7 @@ import matplotlib.pyplot as plt
 from bookbuild.layout import BuildError, Layout
 
 COLUMNS, ROWS, ZOOM, GAP = 8, 4, 2, 8  # images a row, rows of regular images, enlargement, pixels between
+LANDING_FIGURE = ("01_replication", "fig-twin")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe-Ito
 
 
@@ -76,8 +79,21 @@ def images_by_copies(benchmark: Path) -> list[list[Path]]:
     return [[benchmark.parent / row["image"] for row in level] for level in chosen]
 
 
+def chapter_figure(notebook: Path, name: str) -> bytes | None:
+    """The PNG that the executed chapter shows as figure `name`; None before the chapter has run."""
+    if not notebook.exists():
+        return None
+    for cell in nbformat.read(notebook, nbformat.NO_CONVERT).cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            pictures = [
+                output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})
+            ]
+            return base64.b64decode(pictures[0]) if pictures else None
+    raise BuildError(f"{notebook.stem} has no figure '{name}', which the landing page shows")
+
+
 def draw_pictures(layout: Layout) -> None:
-    """Draw the testbed's pictures into `_build/src/generated/`."""
+    """Write all of them to `_build/src/generated/`."""
     testbed, target = layout.data / "testbed", layout.src / "generated"
     if not (testbed / "memorized.csv").exists():
         raise BuildError(f"{testbed}: no memorized.csv; make the testbed with `dori testbed train`")
@@ -86,3 +102,6 @@ def draw_pictures(layout: Layout) -> None:
     rows = [regular[y * COLUMNS : (y + 1) * COLUMNS] for y in range(ROWS)]
     sample_sheet(rows, target / "samples_regular.png")
     training_curves(read_log(testbed / "training_log.csv"), target / "training_curves.png")
+    chapter, figure = LANDING_FIGURE
+    shown = chapter_figure(layout.executed / f"{chapter}.ipynb", figure)
+    (target / "landing.png").write_bytes(shown or (target / "samples_memorized.png").read_bytes())
