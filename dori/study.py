@@ -34,7 +34,8 @@ class Preset:
     name: str
     seeds: int  # images per prompt
     steps: int | None  # DDIM steps
-    memorized: int | None  # prompts per kind and number of copies
+    memorized: int | None  # verbatim prompts per number of copies
+    template: int | None  # template prompts
     regular: int | None  # held-out prompts
     sweep_prompts: int  # prompts of each sort in a sweep
     guidance: tuple[float, ...]  # guidance scales of the sweep
@@ -42,20 +43,23 @@ class Preset:
     detection_regular: int | None  # regular prompts a detector must leave alone
 
     def pick(self, prompts: Benchmark) -> Benchmark:
-        """The first prompts of each kind and number of copies, and the first regular ones, in file order."""
-        memorized = prompts.select(kind=["verbatim", "template"]).head(self.memorized, by=["kind", "copies"])
+        """The first prompts of each number of copies and of each other kind, in the order of the file."""
+        verbatim = prompts.select(kind="verbatim").head(self.memorized, by=["copies"])
+        template = prompts.select(kind="template").head(self.template)
         regular = prompts.select(kind="none").head(self.regular)
-        kept = prompts.table.index.isin([*memorized.ids, *regular.ids])
+        kept = prompts.table.index.isin([*verbatim.ids, *template.ids, *regular.ids])
         return dataclasses.replace(prompts, table=prompts.table[kept])
 
 
 PRESETS = {
     p.name: p
     for p in (
-        Preset("smoke", 2, 5, 2, 4, 2, (1.0, 3.0), (2, 5), 8),
-        Preset("quick", 4, None, 16, 32, 8, (1.0, 2.0, 3.0, 5.0, 8.0), (5, 10, 25, 50), 256),
-        Preset("full", 10, None, None, 256, 16, (1.0, 2.0, 3.0, 5.0, 7.0, 10.0), (5, 10, 25, 50, 100), None),
-        Preset("paper", 10, 50, None, None, 32, (1.0, 3.0, 5.0, 7.0, 10.0), (10, 25, 50, 100), None),
+        Preset("smoke", 2, 5, 2, 2, 4, 2, (1.0, 3.0), (2, 5), 8),
+        Preset("quick", 4, None, 16, 8, 32, 6, (1.0, 3.0, 5.0, 8.0), (5, 10, 25, 50), 256),
+        Preset(
+            "full", 10, None, None, None, 256, 16, (1.0, 2.0, 3.0, 5.0, 7.0, 10.0), (5, 10, 25, 50, 100), None
+        ),
+        Preset("paper", 10, 50, None, None, None, 32, (1.0, 3.0, 5.0, 7.0, 10.0), (10, 25, 50, 100), None),
     )
 }
 

@@ -161,10 +161,13 @@ def test_template_scores_compare_with_the_whole_group(tiny_model, descriptor, tm
     np.testing.assert_allclose(own["score"][:4], table["score"], atol=1e-5)
 
 
-def test_detection_scores_every_prompt_once(study, monkeypatch):
+def test_detection_scores_every_prompt_and_noise_once(study, monkeypatch):
     table = chapter.detection_table(study)
-    assert table["id"].is_unique
-    assert table["memorized"].tolist() == [True] * 3 + [False] * 3
+    assert not table.duplicated(["id", "noise"]).any()
+    one, both = chapter.detector_scores(table, 1), chapter.detector_scores(table, 2)
+    assert both["memorized"].tolist() == [True] * 3 + [False] * 3
+    assert one["score"].tolist() == table.loc[table["noise"] == 0, "score"].tolist()
+    assert both["score"][0] == pytest.approx(table["score"][:2].mean())
     monkeypatch.setattr(chapter, "magnitudes", None)
     pd.testing.assert_frame_equal(chapter.detection_table(study), table)
 

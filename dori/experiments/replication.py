@@ -18,7 +18,7 @@ from dori.metrics.fidelity import nearest_neighbours
 from dori.metrics.intervals import Estimate, bootstrap, bootstrap_table
 from dori.metrics.replication import rates
 from dori.store import Record
-from dori.study import Sampling, Study, generate_and_score, noise_seed, progress, stored_images
+from dori.study import VERSION, Sampling, Study, generate_and_score, noise_seed, progress, stored_images
 
 
 def memorized_prompts(study: Study) -> Benchmark:
@@ -187,46 +187,55 @@ def regular_images(study: Study, *, seeds: int | None = None) -> Tensor:
     return torch.cat([x[:seeds] for _, x in stored_images(study, regular_prompts(study), study.sampling())])
 
 
-def detection_table(study: Study, *, steps: int = 1) -> pd.DataFrame:
-    """Wen's magnitude of memorized and regular prompts, no training image used: a row per prompt.
+def detection_table(study: Study) -> pd.DataFrame:
+    """Wen's magnitude of memorized and regular prompts, no training image used: a row per prompt and noise.
 
-    Columns: id, kind, copies, score (mean over seeds and the first `steps` steps), memorized.
+    Columns: id, kind, copies, memorized, noise (its number), score (magnitude at the first step).
     The noise is not that of the images: a detector does not know which images will be drawn.
     """
     sets = (memorized_prompts(study), study.regular.head(study.preset.detection_regular))
-    table = pd.concat([b.table for b in sets])
-    scores = dict(_magnitudes(study, table["prompt"], steps))
-    kept = [c for c in ("kind", "copies") if c in table]
-    return table[kept].assign(score=pd.Series(scores), memorized=table["kind"] != "none").reset_index()
+    prompts = pd.concat([b.table for b in sets])
+    rows = [(i, k, m) for i, found in _magnitudes(study, prompts["prompt"]) for k, m in enumerate(found)]
+    about = prompts[[c for c in ("kind", "copies") if c in prompts]].assign(
+        memorized=prompts["kind"] != "none"
+    )
+    table = pd.DataFrame(rows, columns=["id", "noise", "score"])
+    return table.merge(about, left_on="id", right_index=True, how="left")
 
 
-def _magnitudes(study: Study, prompts: pd.Series, steps: int) -> Iterator[tuple[str, float]]:
-    """(id, score) of each prompt, from the store where it has been computed."""
+def detector_scores(table: pd.DataFrame, noises: int) -> pd.DataFrame:
+    """The detector's score of each prompt: the mean magnitude over its first `noises` noises."""
+    kept = table[table["noise"] < noises].drop(columns="noise")
+    about = {c: "first" for c in kept.columns if c not in ("id", "score")}
+    return kept.groupby("id", sort=False).agg({**about, "score": "mean"}).reset_index()
+
+
+def _magnitudes(study: Study, prompts: pd.Series) -> Iterator[tuple[str, list[float]]]:
+    """(id, magnitude for each noise) of each prompt, from the store where it has been computed."""
     sampling = study.sampling()
     with progress(len(prompts), "detection") as bar:
         for i, prompt in prompts.items():
             seeds = [noise_seed(study.seed, f"detection/{i}", k) for k in range(sampling.seeds)]
-            decides = {"model": study.model.fingerprint, "prompt": prompt, "noise": seeds, "first": steps}
-            decides |= {"guidance_scale": sampling.guidance_scale, "steps": sampling.steps, "version": 1}
-            found = study.store.get(
-                "magnitude", decides, lambda p=prompt, s=seeds: _magnitude(study, p, s, steps)
-            )
+            decides = {
+                "model": study.model.fingerprint,
+                "prompt": prompt,
+                "noise": seeds,
+                "steps": sampling.steps,
+            }
+            decides |= {
+                "version": VERSION,
+                "device": study.model.device.type,
+                "dtype": str(study.model.dtype),
+            }
+            found = study.store.get("magnitude", decides, lambda p=prompt, s=seeds: _magnitude(study, p, s))
             bar.update()
-            yield i, found.values["score"]
+            yield i, found.values["magnitudes"]
 
 
-def _magnitude(study: Study, prompt: str, seeds: list[int], steps: int) -> Record:
+def _magnitude(study: Study, prompt: str, seeds: list[int]) -> Record:
     embeds = study.model.encode_prompts([prompt]).expand(len(seeds), -1, -1)
-    sampling = study.sampling()
-    found = magnitudes(
-        study.model,
-        embeds,
-        seeds,
-        steps=steps,
-        guidance_scale=sampling.guidance_scale,
-        num_inference_steps=sampling.steps,
-    )
-    return Record({"score": float(found.mean())})
+    found = magnitudes(study.model, embeds, seeds, steps=1, num_inference_steps=study.sampling().steps)
+    return Record({"magnitudes": found[:, 0].tolist()})
 
 
 def denoising(study: Study, prompts: Benchmark, *, frames: int = 10) -> dict[int, dict[str, Tensor]]:
