@@ -24,6 +24,8 @@ COLOURS = {
     "held-out": "#7F7F7F",
     "twin": "#009E73",
     "testbed": "#D55E00",
+    "own image": "#D55E00",
+    "nearest of the group": "#E69F00",
 }
 OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
 GROUND, INK = "#FBFAF7", "#333333"
@@ -80,19 +82,16 @@ def image_grid(
 
     `gallery` as from `dori.experiments.replication.gallery`.
     """
-    columns = min(columns, *(len(entry["images"]) for entry in gallery))
-    shape = (len(gallery), columns + 1)
-    figure, axes = plt.subplots(
-        *shape, figsize=(WIDTH, 1.62 * WIDTH / (columns + 1) * len(gallery) * 0.82), squeeze=False
-    )
+    columns = min([columns, *(len(entry["images"]) for entry in gallery)])
+    side = WIDTH / (max(columns, 4) + 1)
+    size = (side * (columns + 1), 1.3 * side * len(gallery))
+    figure, axes = plt.subplots(len(gallery), columns + 1, figsize=size, squeeze=False)
     for row, entry in zip(axes, gallery, strict=True):
-        _picture(row[0], entry["original"], f"“{_short(entry['prompt'])}”", loc="left")
+        _picture(row[0], entry["original"], original)
+        row[0].set_title(f"“{entry['prompt']}”", loc="left", fontsize=9, pad=4)
         for axis, image, score in zip(row[1:], entry["images"], entry["scores"], strict=False):
             _picture(axis, image, f"{score:.2f}", frame=COLOURS["memorized"] if score > threshold else None)
-    axes[-1, 0].set_xlabel(original)
-    for k, axis in enumerate(axes[-1, 1:]):
-        axis.set_xlabel(f"seed {k}")
-    figure.tight_layout(h_pad=0.6, w_pad=0.4)
+    figure.tight_layout(h_pad=0.5, w_pad=0.4)
     return figure
 
 
@@ -100,8 +99,9 @@ def image_grid(
 def image_rows(rows: Mapping[str, Tensor]) -> Figure:
     """Labelled rows of images (S, 3, H, W), for comparing models or settings on the same noise."""
     columns = max(len(images) for images in rows.values())
-    side = WIDTH / (columns + 1)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(WIDTH, side * len(rows)), squeeze=False)
+    side = WIDTH / (max(columns, 4) + 1)  # the space of one column is left to the labels
+    size = (side * (columns + 1), side * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for axis in row:
             axis.set_axis_off()
@@ -269,12 +269,10 @@ def _nothing() -> Figure:
     return figure
 
 
-def _picture(
-    axis: Axes, image: Tensor, title: str = "", *, frame: str | None = None, loc: str = "center"
-) -> None:
-    """One image without ticks; framed where it is a copy, so that the mark does not rest on colour alone."""
+def _picture(axis: Axes, image: Tensor, label: str = "", *, frame: str | None = None) -> None:
+    """One image without ticks, its label below; a copy's frame and bold score do not rest on colour alone."""
     axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-    axis.set_title(title, loc=loc, fontsize=8, pad=3)
+    axis.set_xlabel(label, fontsize=8, labelpad=3, fontweight="bold" if frame else "normal")
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
     for spine in axis.spines.values():
@@ -292,7 +290,3 @@ def _with_bars(axis: Axes, x: np.ndarray, rates: pd.DataFrame, tone: str, label:
 
 def _rate_axis(axis: Axes) -> None:
     axis.set(ylim=(0, 1.02), ylabel="memorization rate")
-
-
-def _short(text: str, width: int = 26) -> str:
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

@@ -65,7 +65,7 @@ def test_a_figure_has_labelled_axes_and_is_closed(name):
 def test_copies_are_framed_and_scored_in_the_grid():
     figure = plots.image_grid([entry([0.9, 0.1])], threshold=0.7)
     _, copy, other = figure.axes
-    assert [copy.get_title(), other.get_title()] == ["0.90", "0.10"]
+    assert [copy.get_xlabel(), other.get_xlabel()] == ["0.90", "0.10"]
     assert copy.spines["left"].get_visible()
     assert not other.spines["left"].get_visible()
 
