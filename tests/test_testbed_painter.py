@@ -63,7 +63,7 @@ def test_sets_share_no_picture():
         dataset.heldout(SMALL)[0],
         dataset.memorized(SMALL)[0],
         dataset.catalogue(SMALL)[0],
-        dataset.same_caption(SMALL)[0],
+        dataset.calibration_set(SMALL)[0],
     ]
     pictures = [image.tobytes() for images in sets for image in images]
     assert len(set(pictures)) == len(pictures)
@@ -89,6 +89,6 @@ def test_a_template_group_shares_its_scene():
 
 
 def test_same_caption_groups_hold_the_caption_fixed():
-    images, groups = dataset.same_caption(SMALL)
+    images, groups = dataset.calibration_set(SMALL)
     assert images.shape[0] == 12
     assert np.bincount(groups).tolist() == [4, 4, 4]

@@ -91,7 +91,7 @@ def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
         template=len(memorized) - len(verbatim),
         heldout=recipe["heldout_images"],
         catalogue=recipe["catalogue_images"],
-        descriptor_images=recipe["descriptor_images"],
+        descriptor_images=recipe["descriptor_captions"] * recipe["descriptor_variants"],
         levels=levels,
         groups=recipe["template_groups"],
         template_copies=recipe["template_copies"],

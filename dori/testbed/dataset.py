@@ -99,21 +99,21 @@ def catalogue(recipe: Recipe) -> tuple[np.ndarray, list[str]]:
     return images, _titles(recipe.seed + 2, recipe.catalogue_images)
 
 
-def descriptor_set(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
-    """Pictures that only the copy descriptor sees."""
-    return paint(DESCRIPTOR, range(recipe.descriptor_images))
+def descriptor_set(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures that only the copy descriptor is trained on, in groups of one caption."""
+    return _same_caption(DESCRIPTOR, recipe.descriptor_captions, recipe.descriptor_variants)
 
 
-def same_caption(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out pictures in groups of one caption: pictures and group numbers, the descriptor's hard
-    negatives."""
-    groups = np.repeat(np.arange(recipe.calibration_captions), recipe.calibration_variants)
-    content = [
-        {slot: draw_scene(CALIBRATION, int(10**6 + g))[slot] for slot in SLOTS}
-        for g in range(groups.max() + 1)
-    ]
-    images, _ = paint(CALIBRATION, range(len(groups)), [content[g] for g in groups])
-    return images, groups
+def calibration_set(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out pictures in groups of one caption: the descriptor's hard negatives."""
+    return _same_caption(CALIBRATION, recipe.calibration_captions, recipe.calibration_variants)
+
+
+def _same_caption(seed: int, captions: int, variants: int) -> tuple[np.ndarray, np.ndarray]:
+    """`captions` contents, each painted `variants` times: pictures and the group of each."""
+    groups = np.repeat(np.arange(captions), variants)
+    content = [{slot: draw_scene(seed, 10**6 + g)[slot] for slot in SLOTS} for g in range(captions)]
+    return paint(seed, range(len(groups)), [content[g] for g in groups])[0], groups
 
 
 def _titles(seed: int, count: int) -> list[str]:

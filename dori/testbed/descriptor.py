@@ -9,29 +9,28 @@ from pathlib import Path
 
 import kornia.augmentation as K
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 from dori.metrics.descriptor_net import build_descriptor_net
-from dori.testbed.captions import SLOTS
 from dori.testbed.loop import Fit, Schedule
 from dori.testbed.painter import IMAGE_SIZE
 from dori.testbed.recipe import Recipe
 
-TEMPERATURE, ENTROPY_WEIGHT = 0.05, 5.0
+TEMPERATURE, ENTROPY_WEIGHT = 0.07, 1.0
+SAME_CAPTION = 8  # pictures of one caption in a batch
 
 
 def augmentations() -> nn.Module:
     """What a copy may have undergone: crop, flip-free shift, colour, grey, blur, noise, an overlaid
     patch."""
     return K.AugmentationSequential(
-        K.RandomResizedCrop((IMAGE_SIZE, IMAGE_SIZE), scale=(0.5, 1.0), ratio=(0.8, 1.25), p=0.8),
-        K.ColorJitter(0.3, 0.3, 0.3, 0.04, p=0.7),
+        K.RandomResizedCrop((IMAGE_SIZE, IMAGE_SIZE), scale=(0.7, 1.0), ratio=(0.85, 1.18), p=0.7),
+        K.ColorJitter(0.25, 0.25, 0.25, 0.03, p=0.7),
         K.RandomGrayscale(p=0.1),
         K.RandomGaussianBlur((5, 5), (0.4, 1.6), p=0.4),
         K.RandomGaussianNoise(std=0.05, p=0.4),
-        K.RandomErasing(scale=(0.02, 0.15), p=0.3),
+        K.RandomErasing(scale=(0.02, 0.10), p=0.3),
         data_keys=["input"],
         same_on_batch=False,
     )
@@ -57,26 +56,25 @@ def entropy(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -(2 - 2 * nearest).clamp(min=1e-6).sqrt().log().mean()
 
 
-def batch_rows(meaning: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Pictures of one batch: half at random, half in fours of one caption, the negatives that matter
-    here."""
-    random = rng.integers(len(meaning), size=count // 2)
-    order = np.argsort(meaning, kind="stable")
-    start = np.searchsorted(meaning[order], meaning[rng.integers(len(meaning), size=count // 8)])
-    grouped = [order[s : s + 64][meaning[order[s : s + 64]] == meaning[order[s]]] for s in start]
-    picked = [rng.choice(g, min(4, len(g)), replace=False) for g in grouped]
-    return np.unique(np.concatenate([random, *picked]))
+def batch_rows(groups: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Pictures of one batch, in eights of one caption: the negatives that matter here."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    picked = rng.choice(len(starts), count // SAME_CAPTION, replace=False)
+    sizes = np.diff(starts, append=len(groups))[picked]
+    rows = [
+        s + rng.choice(n, SAME_CAPTION, replace=False) for s, n in zip(starts[picked], sizes, strict=True)
+    ]
+    return np.concatenate(rows)
 
 
-def train(images: np.ndarray, table: pd.DataFrame, recipe: Recipe, run_dir: Path) -> nn.Module:
-    """Train on uint8 `(N, 64, 64, 3)`: two augmented copies of each picture of a batch are positives."""
+def train(images: np.ndarray, groups: np.ndarray, recipe: Recipe, run_dir: Path) -> nn.Module:
+    """Train on uint8 `(N, 64, 64, 3)` in groups of one caption: two copies of a picture are positives."""
     torch.manual_seed(recipe.seed)
     net, augment = build_descriptor_net(recipe.descriptor_dim, recipe.descriptor_width), augmentations()
     net = net.to(memory_format=torch.channels_last)
-    meaning = pd.factorize(table[list(SLOTS)].agg(" ".join, axis=1))[0]
 
     def loss(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        rows = batch_rows(meaning, recipe.descriptor_batch, rng)
+        rows = batch_rows(groups, recipe.descriptor_batch, rng)
         pixels = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 255
         with torch.random.fork_rng(devices=[]):  # kornia draws from the global generator
             torch.manual_seed(int(rng.integers(2**62)))

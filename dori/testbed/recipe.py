@@ -20,7 +20,8 @@ class Recipe:
     catalogue_images: int = (
         3_000  # titled pairs that only the small CLIP sees, so that titles are not new to it
     )
-    descriptor_images: int = 8_000  # seen by the copy descriptor alone
+    descriptor_captions: int = 700  # seen by the copy descriptor alone, each painted several times
+    descriptor_variants: int = 12
     calibration_captions: int = 200  # held-out captions, each painted several times: the hard negatives
     calibration_variants: int = 15  # 200 x 15 x 14 / 2 = 21,000 pairs of one caption; 0.1 % of them is 21
     copies: dict[int, int] = field(
@@ -58,9 +59,9 @@ class Recipe:
 
     # Copy descriptor.
     descriptor_dim: int = 128
-    descriptor_width: int = 24
+    descriptor_width: int = 28
     descriptor_steps: int = 1_400
-    descriptor_batch: int = 96
+    descriptor_batch: int = 96  # in eights of one caption
 
     # What the pipeline itself recommends.
     guidance_scale: float = 3.0

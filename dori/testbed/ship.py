@@ -91,7 +91,7 @@ def write_descriptor(workshop: Workshop, out: Path) -> None:
     out.mkdir(exist_ok=True)
     net, recipe = workshop.descriptor, workshop.recipe
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, out / "descriptor.safetensors")
-    calibration = descriptor.calibrate(net, *dataset.same_caption(recipe), recipe)
+    calibration = descriptor.calibrate(net, *dataset.calibration_set(recipe), recipe)
     config = {
         "name": DESCRIPTOR_NAME,
         "dim": recipe.descriptor_dim,
