@@ -91,6 +91,15 @@ def test_a_chapter_runs_once_and_again_after_a_change(layout, capsys):
     assert execute.read_record(layout, "01_first") == first, "a failed run leaves the last good one"
 
 
+def test_bad_input_of_a_chapter_is_one_clear_line(layout):
+    source = layout.chapters()[0]
+    fault = "class DoriError(Exception): pass\nraise DoriError('no model x')"
+    source.write_text(CHAPTER.replace("print(preset)", fault))
+    with pytest.raises(BuildError) as stop:
+        executor(layout).run(source)
+    assert str(stop.value) == "01_first: no model x"
+
+
 def test_unknown_chapter_is_one_clear_line(layout):
     with pytest.raises(BuildError, match=r"no chapter starts with .09.*01_first"):
         layout.chapters("09")

@@ -107,6 +107,8 @@ def run_notebook(layout: Layout, prepared: Path, parameters: Mapping[str, Any]) 
             config=KERNEL,
         )
     except papermill.PapermillExecutionError as error:
+        if error.ename == "DoriError":  # written for people: its one line says it all
+            raise BuildError(f"{prepared.stem}: {error.evalue}") from error
         raise BuildError(f"{prepared.stem}: {error}\nThe notebook up to there: {unfinished}") from error
     unfinished.unlink()
     return tidy(notebook)
