@@ -1,43 +1,63 @@
-"""Look into a network and switch parts of it off: context managers that leave it as it was, errors included."""
+"""Look into a network and switch parts of it off: context managers that leave it as it was, errors or not."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dori.errors import DoriError
 
-Units = Mapping[str, Sequence[int]]  # layer name -> numbers of output units
+# Layer name -> True where switched off: (d,) for output units, (d, m) for single weights of a linear layer.
+Masks = Mapping[str, Tensor]
 
 
 @contextlib.contextmanager
-def recorded(layers: Mapping[str, nn.Module], *, inputs: bool = False) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what each layer returns (with `inputs`: takes), one detached tensor per call, in order."""
+def recorded(
+    module: nn.Module,
+    layers: Iterable[str],
+    *,
+    inputs: bool = False,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what each named layer returns (with `inputs`: takes), one detached tensor per call, in order.
+
+    `reduce` is applied before keeping: a statistic of a long run instead of all its activations.
+    """
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str):
-        return lambda _, taken, returned: found[name].append((taken[0] if inputs else returned).detach())
+        def hook(_, taken: tuple, returned: Tensor) -> None:
+            value = (taken[0] if inputs else returned).detach()
+            found[name].append(value if reduce is None else reduce(value))
+
+        return hook
 
     with contextlib.ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(keep(name)).remove)
+        for name in found:
+            stack.callback(find_layer(module, name).register_forward_hook(keep(name)).remove)
         yield found
 
 
 @contextlib.contextmanager
-def masked(layers: Mapping[str, nn.Linear], units: Units, *, factor: float = 0.0) -> Iterator[None]:
-    """Multiply output units (…, d) of the named layers by `factor`; 0 switches them off, as NeMo does.
+def masked(module: nn.Module, units: Masks | Sequence[Masks]) -> Iterator[None]:
+    """Switch units off: outputs become 0 (as NeMo does), weights count as 0 (as Wanda does).
 
-    Layers without units are not touched, so an empty selection is bit-identical to none. Raises DoriError
-    for a layer or a unit that is not there.
+    One mask serves every sample. A sequence of N serves samples apart: row r of a batch has the units
+    r mod N, so [uncond; cond] and any repetition of N images have them in both halves. A layer without units
+    is not touched: an empty selection is bit-identical to none. Per-sample weight masks hold N copies of
+    each masked matrix. Raises DoriError for a layer that is not there, a shape that does not fit, or a
+    batch that is no multiple of N.
     """
+    each = [units] if isinstance(units, Mapping) else list(units)
     with contextlib.ExitStack() as stack:
-        for name, chosen in units.items():
-            if len(chosen):
-                scale = _scale(layers, name, chosen, factor)
-                hook = layers[name].register_forward_hook(lambda _, __, out, scale=scale: out * scale.to(out))
-                stack.callback(hook.remove)
+        for name in dict.fromkeys(name for one in each for name in one):
+            layer = find_layer(module, name)
+            keep = _keep(layer, name, each)
+            if keep is not None:
+                hook = _output_mask(keep) if keep.ndim == 2 else _weight_mask(layer, keep)
+                stack.callback(layer.register_forward_hook(hook).remove)
         yield
 
 
@@ -54,15 +74,49 @@ def preserved(modules: Iterable[nn.Module]) -> Iterator[None]:
                 parameter.requires_grad_(trainable)
 
 
-def _scale(layers: Mapping[str, nn.Linear], name: str, chosen: Sequence[int], factor: float) -> Tensor:
-    """A vector of ones with `factor` at the chosen units."""
-    if name not in layers:
-        raise DoriError(f"no layer '{name}' to mask; there are {', '.join(layers)}")
-    width = layers[name].out_features
-    if min(chosen) < 0 or max(chosen) >= width:
-        raise DoriError(
-            f"layer '{name}' has the units 0 to {width - 1}; asked for {min(chosen)} to {max(chosen)}"
-        )
-    scale = torch.ones(width)
-    scale[list(chosen)] = factor
-    return scale
+def find_layer(module: nn.Module, name: str) -> nn.Module:
+    """A submodule by its dotted name. Raises DoriError if there is none."""
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        raise DoriError(f"no layer '{name}' in this {type(module).__name__}") from None
+
+
+def _keep(layer: nn.Module, name: str, each: Sequence[Masks]) -> Tensor | None:
+    """1 where kept, 0 where off: (N, d) or (N, d, m), in the layer's precision; None if nothing is off."""
+    shape, weight = next(tuple(one[name].shape) for one in each if name in one), layer.weight
+    if shape not in ((weight.shape[0],), tuple(weight.shape)):
+        raise DoriError(f"layer '{name}' has weights {tuple(weight.shape)}; these units are for {shape}")
+    none = torch.zeros(shape, dtype=torch.bool)
+    off = torch.stack([one.get(name, none).cpu() for one in each])
+    return (~off).to(weight.device, weight.dtype) if off.any() else None
+
+
+def _output_mask(keep: Tensor):
+    def hook(_, __, out: Tensor) -> Tensor:  # out (B, tokens, d)
+        return out * _for_rows(keep, len(out)).unsqueeze(1)
+
+    return hook
+
+
+def _weight_mask(layer: nn.Linear, keep: Tensor):
+    """The layer's output computed anew from the weights that are left."""
+    left = layer.weight * keep  # (N, d, m)
+
+    def hook(_, taken: tuple, __) -> Tensor:
+        x = taken[0]  # (B, tokens, m)
+        if len(left) == 1:
+            return F.linear(x, left[0], layer.bias)
+        _for_rows(keep, len(x))
+        grouped = x.unflatten(0, (-1, len(left)))  # (repetitions, N, tokens, m): row r is sample r mod N
+        out = torch.einsum("rntm,ndm->rntd", grouped, left).flatten(0, 1)
+        return out if layer.bias is None else out + layer.bias
+
+    return hook
+
+
+def _for_rows(keep: Tensor, rows: int) -> Tensor:
+    """Masks of N samples repeated to a batch of N, 2N, … rows."""
+    if rows % len(keep):
+        raise DoriError(f"units of {len(keep)} samples for a batch of {rows}; it must hold each equally often")
+    return keep.repeat(rows // len(keep), *[1] * (keep.ndim - 1)) if keep.ndim == 2 else keep

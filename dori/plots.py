@@ -84,14 +84,14 @@ def image_grid(
     """
     columns = min([columns, *(len(entry["images"]) for entry in gallery)])
     side = WIDTH / (max(columns, 4) + 1)
-    size = (side * (columns + 1), 1.3 * side * len(gallery))
+    size = (side * (columns + 1), 1.4 * side * len(gallery))
     figure, axes = plt.subplots(len(gallery), columns + 1, figsize=size, squeeze=False)
+    _place(figure, wspace=0.06, hspace=0.48, top=1 - 0.17 / len(gallery), bottom=0.12 / len(gallery))
     for row, entry in zip(axes, gallery, strict=True):
         _picture(row[0], entry["original"], original)
         row[0].set_title(f"“{entry['prompt']}”", loc="left", fontsize=9, pad=4)
         for axis, image, score in zip(row[1:], entry["images"], entry["scores"], strict=False):
             _picture(axis, image, f"{score:.2f}", frame=COLOURS["memorized"] if score > threshold else None)
-    figure.tight_layout(h_pad=0.5, w_pad=0.4)
     return figure
 
 
@@ -102,6 +102,7 @@ def image_rows(rows: Mapping[str, Tensor]) -> Figure:
     side = WIDTH / (max(columns, 4) + 1)  # the space of one column is left to the labels
     size = (side * (columns + 1), side * len(rows))
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
+    _place(figure, left=1 / (columns + 1), wspace=0.06, hspace=0.06)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for axis in row:
             axis.set_axis_off()
@@ -109,7 +110,6 @@ def image_rows(rows: Mapping[str, Tensor]) -> Figure:
             axis.set_axis_on()
             _picture(axis, image)
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    figure.tight_layout(h_pad=0.3, w_pad=0.3)
     return figure
 
 
@@ -166,7 +166,7 @@ def rate_curves(rates: pd.DataFrame, *, x: str, label: str, by: str = "sort", lo
     ticks = sorted(rates[x].unique())
     axis.set(xlabel=label, xticks=ticks, xticklabels=[f"{v:g}" for v in ticks])
     axis.minorticks_off()
-    axis.legend(loc="center right")
+    _legend(axis)
     _rate_axis(axis)
     figure.tight_layout()
     return figure
@@ -195,7 +195,7 @@ def roc(curves: Mapping[str, pd.DataFrame], *, fpr: float = 0.01) -> Figure:
         xlabel="regular prompts flagged (share)",
         ylabel="memorized prompts found (share)",
     )
-    axis.legend(loc="lower right")
+    _legend(axis)
     figure.tight_layout()
     return figure
 
@@ -211,7 +211,7 @@ def strip_by_copies(table: pd.DataFrame, *, y: str = "score", label: str = "scor
         table, x="group", y=y, hue="sort", palette=palette, size=3.5, alpha=0.7, jitter=0.25, ax=axis
     )
     axis.set(xlabel="copies in the training set (0: never seen)", ylabel=label)
-    axis.legend(title=None)
+    _legend(axis)
     figure.tight_layout()
     return figure
 
@@ -225,7 +225,7 @@ def cumulative(table: pd.DataFrame, *, x: str, by: str, label: str, threshold: f
     if threshold is not None:
         axis.axvline(threshold, color=INK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
     axis.set(xlabel=label, ylabel="share of images")
-    axis.legend(loc="upper left")
+    _legend(axis)
     figure.tight_layout()
     return figure
 
@@ -256,7 +256,7 @@ def attribute_bars(table: pd.DataFrame) -> Figure:
         label="chance",
     )
     axis.set(xlabel="attribute named in the prompt", ylabel="read correctly (share)", ylim=(0, 1.02))
-    axis.legend(loc="lower right", frameon=True, facecolor=GROUND, edgecolor="none")
+    _legend(axis)
     figure.tight_layout()
     return figure
 
@@ -267,6 +267,16 @@ def _nothing() -> Figure:
     axis.set_axis_off()
     axis.text(0.5, 0.5, "not available for this model and benchmark", ha="center", va="center")
     return figure
+
+
+def _place(figure: Figure, **margins: float) -> None:
+    """Fixed margins for grids of images: a long prompt above a row must not squeeze the images."""
+    figure.subplots_adjust(**{"left": 0.01, "right": 0.99, "top": 0.99, "bottom": 0.01, **margins})
+
+
+def _legend(axis: Axes, columns: int = 3) -> None:
+    """Above the axes, where it covers no data."""
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.3, title=None)
 
 
 def _picture(axis: Axes, image: Tensor, label: str = "", *, frame: str | None = None) -> None:
