@@ -59,6 +59,7 @@ def assemble(layout: Layout) -> None:
         {
             "claims": pages.claims_part(verdicts, (path.stem for path in layout.chapters())),
             "figures": pages.figures_part(figures),
+            "presets": pages.presets_part(),
             "provenance": pages.provenance_part(records, git_commit(layout.root)),
         },
     )

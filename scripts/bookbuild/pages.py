@@ -16,6 +16,16 @@ from dori.claims import Claim
 
 MARKS = {status: f"{mark} {status}" for status, mark in zip(STATUSES, "✓✗–", strict=True)}
 SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
+SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
+    "seeds": "images per prompt",
+    "steps": "DDIM steps",
+    "memorized": "prompts per kind and number of copies",
+    "regular": "held-out prompts",
+    "sweep_prompts": "prompts of each sort in a sweep",
+    "guidance": "guidance scales of the sweep",
+    "step_counts": "DDIM steps of the sweep",
+    "detection_regular": "held-out prompts for detection",
+}
 VERSIONS = (
     "torch",
     "diffusers",
@@ -109,6 +119,25 @@ def figures_part(figures: Figures) -> str:
     if not rows:
         return "No chapter has noted a figure in this build.\n"
     return table(("Chapter", "Name", "Value [95 % interval]", "Preset", "Model"), rows)
+
+
+def presets_part() -> str:
+    """The presets of `dori.study` as a table, a row for each setting."""
+    from dori.study import PRESETS  # brings torch along, which nothing else here needs
+
+    presets = list(PRESETS.values())
+    rows = [
+        [meaning, *(show_setting(getattr(preset, field)) for preset in presets)]
+        for field, meaning in SETTINGS.items()
+    ]
+    return table(["", *(f"`{preset.name}`" for preset in presets)], rows)
+
+
+def show_setting(value: int | tuple[float, ...] | None) -> str:
+    """A setting of a preset; None leaves the choice to the benchmark or the model."""
+    if value is None:
+        return "all, or the model's own"
+    return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
 def provenance_part(records: list[Mapping[str, Any]], commit: str) -> str:
