@@ -52,11 +52,11 @@ $(VENV)/.python:
 	@touch $@
 
 # torch first and alone: a later step could otherwise pick another build of it.
-$(VENV)/.torch: $(VENV)/.python
+$(VENV)/.torch: constraints.txt | $(VENV)/.python
 	$(PIP) install "$$(grep '^torch==' constraints.txt)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@touch $@
 
-$(VENV)/.stamp: pyproject.toml requirements.txt constraints.txt | $(VENV)/.torch
+$(VENV)/.stamp: pyproject.toml requirements.txt constraints.txt $(VENV)/.torch
 	$(PIP) install -r requirements.txt
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (dori)" > /dev/null
 	@touch $@

@@ -1,5 +1,6 @@
 """The builder: stable notebooks, execution only where something changed, honest verdicts."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bookbuild import claims, execute, pages, pictures, results, site, stage
 from bookbuild.layout import BuildError, Layout
 
 from dori.claims import load_claims
+from dori.study import Preset
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL = "#   kernelspec: {name: python3, display_name: Python 3, language: python}\n"
@@ -236,3 +238,9 @@ def test_the_landing_page_shows_a_figure_of_the_executed_chapter(tmp_path):
     assert pictures.chapter_figure(tmp_path / "02.ipynb", "fig-a") is None
     with pytest.raises(BuildError, match="has no figure 'fig-b'"):
         pictures.chapter_figure(tmp_path / "01.ipynb", "fig-b")
+
+
+def test_the_guide_explains_every_setting_of_a_preset():
+    fields = {field.name for field in dataclasses.fields(Preset)} - {"name"}
+    assert set(pages.SETTINGS) == fields
+    assert "`quick`" in pages.presets_part()

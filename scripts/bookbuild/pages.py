@@ -19,7 +19,8 @@ SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
 SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
     "seeds": "images per prompt",
     "steps": "DDIM steps",
-    "memorized": "prompts per kind and number of copies",
+    "memorized": "verbatim prompts per number of copies",
+    "template": "template prompts",
     "regular": "held-out prompts",
     "sweep_prompts": "prompts of each sort in a sweep",
     "guidance": "guidance scales of the sweep",
@@ -127,16 +128,16 @@ def presets_part() -> str:
 
     presets = list(PRESETS.values())
     rows = [
-        [meaning, *(show_setting(getattr(preset, field)) for preset in presets)]
+        [meaning, *(show_setting(field, getattr(preset, field)) for preset in presets)]
         for field, meaning in SETTINGS.items()
     ]
     return table(["", *(f"`{preset.name}`" for preset in presets)], rows)
 
 
-def show_setting(value: int | tuple[float, ...] | None) -> str:
-    """A setting of a preset; None leaves the choice to the benchmark or the model."""
+def show_setting(field: str, value: int | tuple[float, ...] | None) -> str:
+    """A setting of a preset; None leaves the choice to the model or to the benchmark."""
     if value is None:
-        return "all, or the model's own"
+        return "the model's own" if field == "steps" else "all"
     return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
