@@ -118,5 +118,7 @@ def _weight_mask(layer: nn.Linear, keep: Tensor):
 def _for_rows(keep: Tensor, rows: int) -> Tensor:
     """Masks of N samples repeated to a batch of N, 2N, … rows."""
     if rows % len(keep):
-        raise DoriError(f"units of {len(keep)} samples for a batch of {rows}; it must hold each equally often")
+        raise DoriError(
+            f"units of {len(keep)} samples for a batch of {rows}; it must hold each equally often"
+        )
     return keep.repeat(rows // len(keep), *[1] * (keep.ndim - 1)) if keep.ndim == 2 else keep

@@ -1,0 +1,1 @@
+"""Defences. The pruning methods return a set of units (`units.Units`); the others return a mended model."""
