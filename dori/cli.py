@@ -117,6 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except DoriError as error:
         return _fail(str(error))
+    except OSError as error:  # a full disk, a directory without permission
+        return _fail(f"{error.strerror or error} ({error.filename or 'while writing'})")
     except typer.TyperException as error:
         return _fail(" ".join(error.format_message().split()) + " (see --help)")
     except (KeyboardInterrupt, typer.Abort):

@@ -60,7 +60,10 @@ def tpr_at(scores: Sequence[float], memorized: Sequence[bool], *, fpr: float = 0
 
 def roc_table(scores: Sequence[float], memorized: Sequence[bool]) -> pd.DataFrame:
     """The ROC curve's corners: fpr, tpr, threshold."""
-    fpr, tpr, threshold = roc_curve(np.asarray(memorized, dtype=bool), np.asarray(scores, dtype=float))
+    memorized = np.asarray(memorized, dtype=bool)
+    if memorized.all() or not memorized.any():  # one class alone has no curve
+        return pd.DataFrame({"fpr": [], "tpr": [], "threshold": []})
+    fpr, tpr, threshold = roc_curve(memorized, np.asarray(scores, dtype=float))
     return pd.DataFrame({"fpr": fpr, "tpr": tpr, "threshold": threshold})
 
 

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from dori.benchmark import Benchmark, load_benchmark
 from dori.errors import DoriError
 from dori.images import read_image, to_uint8
-from dori.loading import BUNDLED
 from dori.metrics.copy import CopyDescriptor, load_descriptor, similarity
 from dori.metrics.intervals import Estimate
 from dori.metrics.replication import replication_table
@@ -108,10 +107,17 @@ class Study:
         """The same study of another model: same prompts, same noise."""
         return dataclasses.replace(self, model=model)
 
+    @property
+    def bundled(self) -> bool:
+        """Whether the prompts are the testbed's: then twin, training set and captions are known."""
+        from dori.testbed.paths import TESTBED
+
+        return self.memorized.path.parent.resolve() == TESTBED.resolve()
+
     @cached_property
     def twin(self) -> "Study | None":
-        """The study on the model's twin, which never saw the memorized pairs; None for foreign models."""
-        if self.model.name not in BUNDLED:
+        """The study on the testbed's twin, which never saw the memorized pairs; None for other benchmarks."""
+        if not self.bundled:
             return None
         return self.on(TextToImageModel.load("twin", device=self.model.device))
 

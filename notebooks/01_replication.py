@@ -55,7 +55,7 @@ from dori.detection import auroc, roc_table, tpr_at
 from dori.experiments import replication as chapter
 from dori.metrics.copy import describe
 from dori.metrics.intervals import bootstrap
-from dori.metrics.replication import median_score, memorization_rate, pair_rate, rates
+from dori.metrics.replication import median_score, memorization_rate, pair_rate, rates, spread
 from dori.study import generate_and_score, open_study
 
 # %%
@@ -133,7 +133,7 @@ Markdown(describe(study.descriptor))
 
 # %%
 table = chapter.replicate(study)
-table.groupby("sort")["score"].describe().round(2)
+spread(table, "sort")
 
 # %% mystnb={"figure": {"name": "fig-scores", "caption": "Copy scores of all images against the image of their prompt. Dashed: the calibrated threshold."}, "image": {"alt": "Histograms of copy scores on a common axis, one each for verbatim, template and regular prompts, with the threshold as a dashed line.", "width": "100%"}} tags=["hide-input"]
 plots.score_distributions(table, threshold=study.descriptor.threshold)
@@ -252,7 +252,7 @@ Markdown(f"MR of the twin: {mr_twin.percent}; of the model: {mr_top.percent}.")
 # %%
 nearest = chapter.neighbour_table(study)
 gap = study.headline("neighbour_gap", chapter.neighbour_gap(nearest))
-nearest.groupby("source")["score"].describe().round(2)
+spread(nearest, "source")
 
 # %% mystnb={"figure": {"name": "fig-neighbours", "caption": "Copy score with the nearest of all training images, for images generated from held-out prompts and for held-out images."}, "image": {"alt": "Two cumulative curves of nearest-neighbour copy scores, for generated and for held-out images.", "width": "100%"}} tags=["hide-input"]
 plots.cumulative(nearest, x="score", by="source", label="copy score with the nearest training image", threshold=study.descriptor.threshold)

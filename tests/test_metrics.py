@@ -10,7 +10,14 @@ from dori.metrics.alignment import attribute_accuracy, clip_alignment, swapped_c
 from dori.metrics.copy import SSCD, load_descriptor, pairwise, similarity
 from dori.metrics.fidelity import clip_fid, clip_kid, diversity, exceedance, nearest_neighbours
 from dori.metrics.intervals import bootstrap, median_mad, wilson
-from dori.metrics.replication import best_scores, memorization_rate, pair_rate, rates, replication_table
+from dori.metrics.replication import (
+    best_scores,
+    memorization_rate,
+    pair_rate,
+    rates,
+    replication_table,
+    spread,
+)
 
 
 def images(n, seed=0, side=16):
@@ -161,6 +168,11 @@ def test_attribute_accuracy_compares_with_the_prompt_with_one_slot_swapped():
     assert table["slot"].tolist() == list(ATTRIBUTES) * 2
     captions = swapped_captions(said, caption(said, 1))["number"]
     assert [c for c in captions.values() if c == caption(said, 1)] == [captions[said["number"]]]
+
+
+def test_spread_of_an_empty_table_is_empty():
+    assert spread(pd.DataFrame(columns=["source", "score"]), "source").empty
+    assert spread(replication_table({"a": [0.1, 0.3]}, 0.7), "id").loc["a"].tolist() == [2, 0.2, 0.1, 0.3]
 
 
 def test_tables_are_tidy():

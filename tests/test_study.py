@@ -193,3 +193,43 @@ def test_presets_grow(study):
     assert [p.seeds for p in PRESETS.values()] == sorted(p.seeds for p in PRESETS.values())
     with pytest.raises(DoriError, match="unknown preset 'huge'"):
         find_preset("huge")
+
+
+def test_copies_and_score_that_rise_together_correlate():
+    rising = pd.DataFrame(
+        {"id": list("abcd"), "kind": "verbatim", "copies": [1, 4, 16, 64], "score": [0.1, 0.2, 0.3, 0.9]}
+    )
+    assert chapter.dose_correlation(rising).value == pytest.approx(1)
+    assert chapter.dose_correlation(rising.assign(copies=1)).value == 0
+    assert np.isnan(chapter.dose_correlation(rising[:0]).value)
+
+
+def test_the_gap_to_held_out_images_is_a_difference_of_medians():
+    table = pd.DataFrame(
+        {
+            "source": ["generated"] * 3 + ["held-out"] * 3,
+            "id": list("abcabc"),
+            "score": [0.5, 0.6, 0.9, 0.4, 0.5, 0.1],
+        }
+    )
+    assert chapter.neighbour_gap(table).value == pytest.approx(0.2)
+    assert np.isnan(chapter.neighbour_gap(table[:0]).value)
+
+
+def test_the_share_of_the_ceiling_is_a_ratio_of_accuracies():
+    table = pd.DataFrame(
+        {
+            "source": ["generated"] * 4 + ["held-out"] * 4,
+            "image": [0, 1, 2, 3] * 2,
+            "correct": [1, 0, 1, 0, 1, 1, 1, 1],
+        }
+    )
+    assert chapter.share_of_ceiling(table).value == pytest.approx(0.5)
+
+
+def test_a_benchmark_without_regular_prompts_still_gives_every_table(study):
+    bare = dataclasses.replace(study, regular=study.regular.select(kind="verbatim"))
+    assert chapter.gallery(bare, bare.regular) == []
+    assert set(chapter.replicate(bare)["sort"]) == {"verbatim", "template"}
+    assert set(chapter.sweep(bare, "steps")["sort"]) == {"memorized"}
+    assert chapter.detection_table(bare)["memorized"].all()

@@ -6,16 +6,15 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
 from dori.benchmark import Benchmark
 from dori.detection import magnitudes
-from dori.loading import BUNDLED
 from dori.metrics.alignment import ClipScorer, attribute_accuracy
 from dori.metrics.copy import similarity
 from dori.metrics.fidelity import nearest_neighbours
-from dori.metrics.intervals import Estimate, bootstrap, bootstrap_table
+from dori.metrics.intervals import Estimate, bootstrap_table
 from dori.metrics.replication import rates
 from dori.store import Record
 from dori.study import VERSION, Sampling, Study, generate_and_score, noise_seed, progress, stored_images
@@ -72,13 +71,15 @@ def dose_response(table: pd.DataFrame) -> pd.DataFrame:
 
 def dose_correlation(table: pd.DataFrame) -> Estimate:
     """Spearman's rank correlation of copies and best score over verbatim prompts; bootstrap over prompts."""
-    verbatim = (
-        table[table["kind"] == "verbatim"].groupby("id", sort=False).agg({"score": "max", "copies": "first"})
-    )
-    if verbatim["copies"].nunique() < 2:
-        return Estimate(float("nan"), float("nan"), float("nan"), len(verbatim))
-    ranks = verbatim.to_numpy(dtype=float)
-    return bootstrap(np.arange(len(ranks)), lambda rows: spearmanr(*ranks[rows.astype(int)].T).statistic)
+    verbatim = table.assign(copies=table.get("copies", 1))[table["kind"] == "verbatim"]
+    prompts = verbatim.groupby("id", sort=False).agg({"score": "max", "copies": "first"}).reset_index()
+    return bootstrap_table(prompts, _rank_correlation, ["id"])
+
+
+def _rank_correlation(prompts: pd.DataFrame) -> float:
+    """Spearman's coefficient; 0 where all have the same number of copies or the same score."""
+    ranks = rankdata(prompts[["copies", "score"]], axis=0)
+    return float(np.corrcoef(ranks.T)[0, 1]) if ranks.std(axis=0).all() else 0.0
 
 
 def seed_curve(table: pd.DataFrame) -> pd.DataFrame:
@@ -137,7 +138,7 @@ def neighbour_table(study: Study) -> pd.DataFrame:
 
     Held-out images were never trained on, so their scores show how near chance comes to some training image.
     """
-    if study.model.name not in BUNDLED:
+    if not study.bundled:
         return pd.DataFrame(columns=["source", "id", "score", "neighbour"])
     index, sampling, prompts = train_index(study), study.sampling(), regular_prompts(study)
     sets = [("generated", i, images) for i, images in stored_images(study, prompts, sampling)]
@@ -162,7 +163,7 @@ def attribute_table(study: Study) -> pd.DataFrame:
 
     The held-out images are right by construction: their accuracy is the reader's own ceiling.
     """
-    if study.model.name not in BUNDLED:
+    if not study.bundled:
         return pd.DataFrame(columns=["source", "image", "slot", "said", "seen", "correct", "chance"])
     prompts, clip = regular_prompts(study), ClipScorer.load(device=study.model.device)
     said = prompts.table.to_dict("records")
@@ -258,6 +259,8 @@ def denoising(study: Study, prompts: Benchmark, *, frames: int = 10) -> dict[int
 
 def gallery(study: Study, prompts: Benchmark, sampling: Sampling | None = None) -> list[dict]:
     """What a grid shows of each prompt: id, prompt, original (3, H, W), images (S, 3, H, W), scores."""
+    if not len(prompts):
+        return []
     sampling = sampling or study.sampling()
     scores = generate_and_score(study, prompts, sampling).groupby("id", sort=False)["score"].apply(list)
     originals = prompts.images(size=study.model.defaults.image_size)

@@ -36,6 +36,12 @@ def median_score(table: pd.DataFrame) -> Estimate:
     return bootstrap(best_scores(table), np.median)
 
 
+def spread(table: pd.DataFrame, by: str, *, x: str = "score") -> pd.DataFrame:
+    """n, median and extremes of `x` for each value of `by`, rounded for reading."""
+    figures = {"n": "size", "median": "median", "lowest": "min", "highest": "max"}
+    return table.astype({x: float}).groupby(by, sort=False)[x].agg(**figures).round(2)
+
+
 def rates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Memorization rate, best score (median, MAD) and n for each value of the columns `by`."""
     rows = []
