@@ -1,6 +1,7 @@
 """Training: what the losses compute, and that a run that stops goes on as if it had not."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from dori.errors import DoriError
 from dori.metrics.descriptor_net import build_descriptor_net, gem
 from dori.testbed import descriptor, text
 from dori.testbed.denoiser import Pairs
+from dori.testbed.denoiser import train as train_denoiser
 from dori.testbed.loop import Fit, Schedule, step_rng, torch_rng
 from dori.testbed.recipe import Recipe
 from dori.testbed.train import Workshop
@@ -61,7 +63,9 @@ def test_steps_have_their_own_random_numbers():
 
 
 def test_pairs_are_drawn_in_proportion_to_their_copies():
-    pairs = Pairs(torch.zeros(3, 1), torch.zeros(3, 1, 1), np.arange(3), np.array([1, 3, 16]))
+    pairs = Pairs(
+        torch.zeros(3, 1), torch.zeros(3, 1, 1), np.arange(3), np.array([1, 3, 16]), np.zeros(3, bool)
+    )
     counts = np.bincount(pairs.draw(20_000, np.random.default_rng(0)), minlength=3) / 20_000
     assert counts == pytest.approx([0.05, 0.15, 0.80], abs=0.01)
 
@@ -115,3 +119,36 @@ def test_tokenizer_separates_titles_and_keeps_words(tmp_path):
 def test_unknown_part_is_named(tmp_path):
     with pytest.raises(DoriError, match="unknown part 'unet'; the parts are tokenizer"):
         Workshop(tmp_path).make("unet")
+
+
+class _Recorder(nn.Module):
+    """Stands for the UNet: notes what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.ones(1)), []
+
+    def forward(self, noisy, timesteps, prompt_embeds):
+        self.seen.append((noisy.clone(), timesteps, prompt_embeds))
+        return SimpleNamespace(sample=noisy * self.weight)
+
+
+def test_the_twin_is_shown_the_models_batches_without_the_memorized_pairs(tmp_path):
+    memorized = np.arange(8) >= 5
+    copies = np.where(memorized, 4, 1)
+    pairs = Pairs(torch.randn(8, 4, 2, 2), torch.randn(8, 3, 5), np.arange(8), copies, memorized)
+    recipe, empty, seen = Recipe(unet_batch=16), torch.zeros(1, 3, 5), {}
+    for name, leave_out in (("model", False), ("twin", True)):
+        unet = _Recorder()
+        train_denoiser("part", unet, pairs, empty, recipe, tmp_path / name, steps=2, leave_out=leave_out)
+        seen[name] = unet.seen
+    for whole, rest in zip(seen["model"], seen["twin"], strict=True):
+        assert len(whole[0]) == 16
+        assert 0 < len(rest[0]) < 16
+        found = [(whole[0] == image).flatten(1).all(1).nonzero().item() for image in rest[0]]
+        assert found == sorted(found)
+        assert torch.equal(whole[1][found], rest[1])
+        assert torch.equal(whole[2][found], rest[2])
+        unseen = [row for row in range(16) if row not in found]
+        shown = {tuple(e.flatten().tolist()) for e in pairs.prompt_embeds[~memorized]}
+        assert not shown & {tuple(whole[2][row].flatten().tolist()) for row in unseen}

@@ -29,11 +29,12 @@ StableDiffusionPipeline.from_pretrained("data/testbed/model")
 {parts}
 
 The trunk is trained on regular pairs only. Model and twin both start from it and train for the same number
-of steps with the same seed and schedule: the model draws every pair in proportion to its copies, the twin
-draws regular pairs only. Captions are dropped with probability {dropout}; weights are exponential averages,
-stored in half precision. Prediction: epsilon. Recommended: guidance {guidance}, {steps} DDIM steps. Made on
-{device} ({threads}) with {versions}; the recipe and the wall times are in `provenance.json`, losses in
-`training_log.csv`, hashes in `SHA256SUMS`.
+of steps on the same batches, which draw each pair in proportion to its copies; the twin leaves the memorized
+pairs of each batch out. Both thus see the same regular pairs, with the same noise, in the same order.
+A much duplicated image is shown to the model about {exposures:,.0f} times. Captions are dropped with
+probability {dropout}; weights are exponential averages, stored in half precision. Prediction: epsilon.
+Recommended: guidance {guidance}, {steps} DDIM steps. Made on {device} ({threads}) with {versions}. The
+recipe and the wall times are in `provenance.json`, losses in `training_log.csv`, hashes in `SHA256SUMS`.
 
 **Copy descriptor** (`descriptor/`, "{descriptor}"): trained as SSCD is (contrastive with an entropy term)
 on {descriptor_images:,} pictures that are in no other set. Its threshold, {threshold:.3f}, is the score
@@ -73,6 +74,7 @@ def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
     levels = ", ".join(f"{n} with {c}" for c, n in verbatim["copies"].value_counts().sort_index().items())
     text = _CARD.format(
         parts="\n".join(_part(name, *parameters[name], record) for name in parameters),
+        exposures=_exposures(recipe, memorized),
         dropout=recipe["caption_dropout"],
         guidance=recipe["guidance_scale"],
         steps=recipe["num_inference_steps"],
@@ -103,3 +105,9 @@ def _part(name: str, kind: str, count: int, record: dict) -> str:
     minutes = record["seconds"].get(name)
     shown = "–" if minutes is None else f"{minutes / 60:.0f}"
     return f"| {name} | `{kind}` | {count:,} | {record['steps'].get(name, '–')} | {shown} |"
+
+
+def _exposures(recipe: dict, memorized: pd.DataFrame) -> float:
+    """How often training shows an image of the highest level: draws times its share of all copies."""
+    draws = recipe["branch_steps"] * recipe["unet_batch"]
+    return draws * memorized["copies"].max() / (recipe["regular_images"] + memorized["copies"].sum())

@@ -1,8 +1,8 @@
-"""The testbed's denoisers: a trunk trained on regular pairs, then the model (with the memorized pairs) and
-its twin.
+"""The testbed's denoisers: a trunk on regular pairs, then the model (with the memorized pairs) and its twin.
 
-Model and twin share the trunk, the seed, the schedule and the regular pairs. The model's branch draws each
-training pair with probability in proportion to its copies; the twin's branch draws regular pairs only.
+Model and twin share the trunk, the seed, the schedule and the batches. A batch draws each training pair with
+probability in proportion to its copies; the twin computes its loss on what is left of that batch without the
+memorized pairs. So both see the same regular pairs, with the same noise, in the same order.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Pairs:
     prompt_embeds: torch.Tensor
     caption: np.ndarray
     copies: np.ndarray
+    memorized: np.ndarray
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Indices of `count` pairs, each with probability in proportion to its copies."""
@@ -73,29 +74,33 @@ def train(
     steps: int,
     device: str = "cpu",
     decay: float = 0.3,
+    leave_out: bool = False,
 ) -> UNet2DConditionModel:
-    """Train `unet` on `pairs` with epsilon prediction; `empty (1, T, D)` replaces a share of the
-    captions."""
+    """Train `unet` on `pairs` with epsilon prediction; `empty (1, T, D)` replaces a share of the captions.
+
+    With `leave_out` the memorized pairs of each batch are drawn but not shown: the twin's training.
+    """
     scheduler = noise_schedule()
     unet = unet.to(device, memory_format=torch.channels_last)
-    copies = pairs.copies
 
     def loss(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         rows = pairs.draw(recipe.unet_batch, rng)
-        latents, prompt_embeds = pairs.latents[rows], pairs.prompt_embeds[pairs.caption[rows]]
         drop = torch.from_numpy(rng.random(len(rows)) < recipe.caption_dropout)[:, None, None]
-        prompt_embeds = torch.where(drop, empty, prompt_embeds).to(device)
         timesteps = torch.from_numpy(rng.integers(1000, size=len(rows)))
-        noise = torch.randn(latents.shape, generator=torch_rng(rng))
-        noisy = scheduler.add_noise(latents, noise, timesteps).to(device, memory_format=torch.channels_last)
-        error = (
-            (unet(noisy, timesteps.to(device), prompt_embeds).sample - noise.to(device))
-            .square()
-            .mean((1, 2, 3))
-        )
-        many = torch.from_numpy(copies[rows] > 100)
-        split = error.detach().cpu()
-        return error.mean(), {"regular": _mean(split[~many]), "memorized": _mean(split[many])}
+        noise = torch.randn(len(rows), *pairs.latents.shape[1:], generator=torch_rng(rng))
+        memorized = torch.from_numpy(pairs.memorized[rows])
+        shown = ~memorized if leave_out else torch.ones_like(memorized)
+        rows, timesteps, noise, drop = rows[shown.numpy()], timesteps[shown], noise[shown], drop[shown]
+        prompt_embeds = torch.where(drop, empty, pairs.prompt_embeds[pairs.caption[rows]])
+        noisy = scheduler.add_noise(pairs.latents[rows], noise, timesteps)
+        noisy = noisy.to(device, memory_format=torch.channels_last)
+        predicted = unet(noisy, timesteps.to(device), prompt_embeds.to(device)).sample
+        error = (predicted - noise.to(device)).square().mean((1, 2, 3))
+        apart = error.detach().cpu()
+        return error.mean(), {
+            "regular": _mean(apart[~memorized[shown]]),
+            "memorized": _mean(apart[memorized[shown]]),
+        }
 
     fit = Fit(
         part, unet, loss, Schedule(steps, recipe.unet_lr, decay=decay), run_dir, recipe.seed, ema_decay=0.998

@@ -3,6 +3,7 @@ hashes."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import asdict
@@ -12,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from dori.testbed import dataset, descriptor, text
 from dori.testbed.card import write_card
+from dori.testbed.painter import IMAGE_SIZE
 from dori.testbed.train import PARTS, Workshop
 
 DESCRIPTOR_NAME = "dori-sscd-64"
@@ -29,14 +32,13 @@ def ship(workshop: Workshop, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in ("model", "twin"):
         write_pipeline(workshop, name, out / name)
-    workshop.clip.half().save_pretrained(out / "clip")
-    workshop.clip.float()
+    _half(workshop.clip).save_pretrained(out / "clip")
     workshop.tokenizer.save_pretrained(out / "clip")
     write_descriptor(workshop, out / "descriptor")
     write_benchmarks(workshop, out)
     write_log(workshop, out / "training_log.csv")
     write_provenance(workshop, out)
-    names = ("decoder", "clip", "descriptor", "trunk", "model", "twin")
+    names = ("vae", "decoder", "clip", "descriptor", "trunk", "model", "twin")
     modules = {name: getattr(workshop, name) for name in names}
     write_card(
         out, {n: (type(m).__name__, sum(p.numel() for p in m.parameters())) for n, m in modules.items()}
@@ -61,28 +63,30 @@ def scheduler() -> DDIMScheduler:
 
 def write_pipeline(workshop: Workshop, name: str, out: Path) -> None:
     """A plain diffusers directory in half precision, with the model's own defaults in `dori.json`."""
-    vae = AutoencoderKL.from_config(workshop.decoder.config)
-    vae.load_state_dict(workshop.decoder.state_dict())
     pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text.text_encoder(workshop.clip),
+        vae=_half(workshop.decoder),
+        text_encoder=_half(text.text_encoder(workshop.clip)),
         tokenizer=workshop.tokenizer,
-        unet=getattr(workshop, name),
+        unet=_half(getattr(workshop, name)),
         scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
-    getattr(workshop, name).float()
+    pipeline.save_pretrained(out, safe_serialization=True)
     recipe = workshop.recipe
     defaults = {
         "name": "testbed" if name == "model" else name,
         "guidance_scale": recipe.guidance_scale,
         "num_inference_steps": recipe.num_inference_steps,
-        "image_size": 64,
+        "image_size": IMAGE_SIZE,
     }
     (out / "dori.json").write_text(json.dumps(defaults, indent=1) + "\n")
+
+
+def _half(module: nn.Module) -> nn.Module:
+    """A copy in half precision."""
+    return copy.deepcopy(module).half()
 
 
 def write_descriptor(workshop: Workshop, out: Path) -> None:
@@ -96,7 +100,7 @@ def write_descriptor(workshop: Workshop, out: Path) -> None:
         "name": DESCRIPTOR_NAME,
         "dim": recipe.descriptor_dim,
         "width": recipe.descriptor_width,
-        "image_size": 64,
+        "image_size": IMAGE_SIZE,
         "threshold": calibration["threshold"],
         "calibration": calibration,
     }

@@ -111,37 +111,29 @@ class Workshop:
     def trunk(self) -> UNet2DConditionModel:
         def train() -> nn.Module:
             torch.manual_seed(self.recipe.seed)
-            return self._denoise(
-                "trunk",
-                denoiser.build(self.recipe),
-                self.pairs(memorized=False),
-                steps=self.recipe.trunk_steps,
-                decay=1e-9,
-            )
+            unet, pairs = denoiser.build(self.recipe), self.pairs(memorized=False)
+            return self._denoise("trunk", unet, pairs, steps=self.recipe.trunk_steps, decay=1e-9)
 
         return self._pretrained("trunk", UNet2DConditionModel, train)
 
     @cached_property
     def model(self) -> UNet2DConditionModel:
-        return self._branch("model", memorized=True)
+        return self._branch("model", leave_out=False)
 
     @cached_property
     def twin(self) -> UNet2DConditionModel:
-        return self._branch("twin", memorized=False)
+        return self._branch("twin", leave_out=True)
 
-    def _branch(self, name: str, *, memorized: bool) -> UNet2DConditionModel:
-        return self._pretrained(
-            name,
-            UNet2DConditionModel,
-            lambda: self._denoise(
-                name, self.trunk.train(), self.pairs(memorized=memorized), steps=self.recipe.branch_steps
-            ),
-        )
+    def _branch(self, name: str, *, leave_out: bool) -> UNet2DConditionModel:
+        def train() -> nn.Module:
+            pairs, steps = self.pairs(memorized=True), self.recipe.branch_steps
+            return self._denoise(name, self.trunk.train(), pairs, steps=steps, leave_out=leave_out)
 
-    def _denoise(self, name: str, unet: nn.Module, pairs: denoiser.Pairs, **kwargs) -> nn.Module:
-        return denoiser.train(
-            name, unet, pairs, self.embed([""]), self.recipe, self.run_dir, device=self.device, **kwargs
-        )
+        return self._pretrained(name, UNet2DConditionModel, train)
+
+    def _denoise(self, name: str, unet: nn.Module, pairs: denoiser.Pairs, **how) -> nn.Module:
+        empty = self.embed([""])
+        return denoiser.train(name, unet, pairs, empty, self.recipe, self.run_dir, device=self.device, **how)
 
     @torch.no_grad()
     def embed(self, captions: list[str]) -> torch.Tensor:
@@ -163,4 +155,5 @@ class Workshop:
             copies = np.concatenate([copies, self.memorized[1]["copies"]])
         caption, unique = pd.factorize(captions)
         latents = autoencoder.encode(self.vae, images) * self.vae.config.scaling_factor
-        return denoiser.Pairs(latents, self.embed(list(unique)), caption, copies)
+        planted = np.arange(len(images)) >= len(self.regular[0])
+        return denoiser.Pairs(latents, self.embed(list(unique)), caption, copies, planted)
