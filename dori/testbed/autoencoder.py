@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from dori.testbed.canvas import IMAGE_SIZE
 from dori.testbed.loop import Fit, Schedule, torch_rng
-from dori.testbed.painter import IMAGE_SIZE
 from dori.testbed.recipe import Recipe
 
 KL_WEIGHT = (

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:
-    from dori.testbed.painter import _Canvas
+from dori.testbed.canvas import Canvas
 
 COLOURS = {
     "red": (0.84, 0.15, 0.13),
@@ -24,7 +21,7 @@ Layer = tuple[
 ]  # signed distance in object units (negative inside), brightness of the base colour
 
 
-def draw(canvas: _Canvas) -> None:
+def draw(canvas: Canvas) -> None:
     """Draw every picture's objects, far ones first.
 
     Positions are spread over the width so that all can be counted.
@@ -42,7 +39,7 @@ def draw(canvas: _Canvas) -> None:
                 _place(canvas, chosen, (slot, numbers[:, k]), (name, shape), base * light)
 
 
-def _place(canvas: _Canvas, chosen: torch.Tensor, where: tuple, what: tuple, colour: torch.Tensor) -> None:
+def _place(canvas: Canvas, chosen: torch.Tensor, where: tuple, what: tuple, colour: torch.Tensor) -> None:
     (slot, n), (name, shape) = where, what
     slot, n, colour = slot[chosen, None, None], n[chosen, :, None, None], colour[chosen]
     horizon, light = canvas.horizon[chosen], canvas.light[chosen]

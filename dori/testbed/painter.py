@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from dori.testbed import objects
+from dori.testbed.canvas import IMAGE_SIZE, SUPERSAMPLING, Canvas, soft
 from dori.testbed.captions import ATTRIBUTES, SLOTS, caption
 
-IMAGE_SIZE = 64
-SUPERSAMPLING = 2
 BATCH = 64
 MAX_RIDGES, STROKES, STARS, MAX_OBJECTS = 3, 22, 24, 3
 
@@ -111,7 +110,7 @@ def paint(
 @torch.no_grad()
 def render(scenes: list[dict]) -> np.ndarray:
     """Turn drawn scenes into pixels: uint8 `(B, 64, 64, 3)`."""
-    canvas = _Canvas(scenes)
+    canvas = Canvas(scenes)
     _sky(canvas)
     _ridges(canvas)
     _ground(canvas)
@@ -119,51 +118,6 @@ def render(scenes: list[dict]) -> np.ndarray:
     _finish(canvas)
     small = F.avg_pool2d(canvas.image, SUPERSAMPLING).clamp(0, 1)
     return (small * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
-class _Canvas:
-    """The batch being painted: `image (B, 3, H, W)`, pixel grids `x, y (1, H, W)` in [0, 1], and the
-    scenes' numbers."""
-
-    def __init__(self, scenes: list[dict]):
-        size = IMAGE_SIZE * SUPERSAMPLING
-        axis = (torch.arange(size) + 0.5) / size
-        self.scenes = scenes
-        self.y, self.x = axis[None, :, None].expand(1, size, size), axis[None, None, :].expand(1, size, size)
-        self.image = torch.zeros(len(scenes), 3, size, size)
-        self.u = self.stack("u")
-        self.horizon = 0.52 + 0.20 * self.scalar(0)
-        self.light = self.colours(_LIGHT, "time")
-
-    def stack(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([s[name] for s in self.scenes]))
-
-    def scalar(self, k: int) -> torch.Tensor:
-        """Free number `k` of each picture, shaped `(B, 1, 1)` to broadcast over pixels."""
-        return self.u[:, k, None, None]
-
-    def colours(
-        self, palette: dict[str, tuple], slot: str, jitter: tuple[int, float] | None = None
-    ) -> torch.Tensor:
-        """Palette colour of each picture `(B, 3, 1, 1)`, shifted by three free numbers from `jitter[0]`
-        on."""
-        colour = torch.tensor([palette[s[slot]] for s in self.scenes])
-        if jitter:
-            first, amount = jitter
-            colour = colour + amount * (self.u[:, first : first + 3] - 0.5)
-        return colour.clamp(0, 1)[:, :, None, None]
-
-    def is_(self, slot: str, value: str) -> torch.Tensor:
-        return torch.tensor([float(s[slot] == value) for s in self.scenes])[:, None, None]
-
-    def over(self, colour: torch.Tensor, alpha: torch.Tensor) -> None:
-        """Composite `colour (B, 3, 1|H, 1|W)` over the picture with coverage `alpha (B, H, W)`."""
-        self.image += (colour - self.image) * alpha[:, None].clamp(0, 1)
-
-
-def soft(distance: torch.Tensor, width: float = 0.008) -> torch.Tensor:
-    """Coverage from a signed distance (negative inside), antialiased over `width`."""
-    return (0.5 - distance / width).clamp(0, 1)
 
 
 def _upsample(grid: torch.Tensor, size: int) -> torch.Tensor:
@@ -178,7 +132,7 @@ def _fractal(grids: torch.Tensor, size: int) -> torch.Tensor:
     return torch.stack(octaves).sum(0)
 
 
-def _sky(c: _Canvas) -> None:
+def _sky(c: Canvas) -> None:
     top, low = c.colours(_SKY_TOP, "time", (1, 0.16)), c.colours(_SKY_LOW, "time", (4, 0.16))
     depth = (c.y / c.horizon).clamp(0, 1) ** (0.6 + 0.9 * c.scalar(7))
     c.image = top + (low - top) * depth[:, None]
@@ -196,14 +150,14 @@ def _sky(c: _Canvas) -> None:
     c.over((0.35 * low + 0.65 * c.light + 0.12 * (noise[:, None] - 0.5)).clamp(0, 1), alpha * (1 - c.y / 1.4))
 
 
-def _stars(c: _Canvas, chosen: torch.Tensor) -> None:
+def _stars(c: Canvas, chosen: torch.Tensor) -> None:
     stars, bright = c.stack("stars")[chosen], torch.zeros(int(chosen.sum()), *c.image.shape[2:])
     for x, y, size in (star[..., None, None].unbind(1) for star in stars.unbind(1)):
         bright += (0.3 + 0.7 * size) * torch.exp(-((c.x - x) ** 2 + (c.y - 0.6 * y) ** 2) / 4e-5)
     c.image[chosen] += (1 - c.image[chosen]) * bright.clamp(0, 1)[:, None]
 
 
-def _ridges(c: _Canvas) -> None:
+def _ridges(c: Canvas) -> None:
     relief = torch.tensor([_RELIEF[s["place"]] for s in c.scenes])
     height, rough = relief[:, 0, None], relief[:, 1, None]
     colour, air = c.colours(_RIDGE, "place", (16, 0.22)) * c.light, c.colours(_SKY_LOW, "time", (4, 0.16))
@@ -228,7 +182,7 @@ def _ridges(c: _Canvas) -> None:
         )
 
 
-def _ground(c: _Canvas) -> None:
+def _ground(c: Canvas) -> None:
     colour = c.colours(_GROUND, "place", (24, 0.20)) * c.light
     texture = _upsample(c.stack("texture"), c.image.shape[-1])
     down = ((c.y - c.horizon) / (1 - c.horizon)).clamp(0, 1)
@@ -239,7 +193,7 @@ def _ground(c: _Canvas) -> None:
     _strokes(c, sea, c.is_("place", "meadow") + c.is_("place", "mountains"))
 
 
-def _strokes(c: _Canvas, sea: torch.Tensor, steep: torch.Tensor) -> None:
+def _strokes(c: Canvas, sea: torch.Tensor, steep: torch.Tensor) -> None:
     """Short light and dark strokes on the ground: one brightness field, multiplied in at the end."""
     half = c.image.shape[-1] // 2  # the horizon is always below the middle
     x, y = c.x[:, half:], c.y[:, half:]
@@ -254,7 +208,7 @@ def _strokes(c: _Canvas, sea: torch.Tensor, steep: torch.Tensor) -> None:
     c.image[:, :, half:] *= (1 + (shade - 1) * below)[:, None]
 
 
-def _finish(c: _Canvas) -> None:
+def _finish(c: Canvas) -> None:
     """A little vignette and an overall tint, as old prints have."""
     r = (c.x - 0.5) ** 2 + (c.y - 0.5) ** 2
     tint = 1 + 0.10 * (c.u[:, 28:31] - 0.5)

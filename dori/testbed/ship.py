@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dori.testbed import dataset, descriptor, text
+from dori.testbed.canvas import IMAGE_SIZE
 from dori.testbed.card import write_card
-from dori.testbed.painter import IMAGE_SIZE
 from dori.testbed.train import PARTS, Workshop
 
 DESCRIPTOR_NAME = "dori-sscd-64"
