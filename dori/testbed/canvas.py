@@ -7,6 +7,13 @@ import torch
 
 IMAGE_SIZE = 64
 SUPERSAMPLING = 2
+# Light that multiplies the land, by time of day.
+_LIGHT = {
+    "dawn": (0.98, 0.86, 0.86),
+    "day": (1.0, 1.0, 0.98),
+    "dusk": (0.92, 0.66, 0.58),
+    "night": (0.34, 0.40, 0.62),
+}
 
 
 class Canvas:

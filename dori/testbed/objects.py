@@ -16,9 +16,8 @@ COLOURS = {
 }
 _COUNT = {"one": 1, "two": 2, "three": 3}
 _AIRBORNE = ("balloon", "kite")
-Layer = tuple[
-    torch.Tensor, float
-]  # signed distance in object units (negative inside), brightness of the base colour
+# Signed distance in object units (negative inside), brightness of the base colour
+Layer = tuple[torch.Tensor, float]
 
 
 def draw(canvas: Canvas) -> None:

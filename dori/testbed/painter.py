@@ -25,7 +25,7 @@ from dori.testbed.captions import ATTRIBUTES, SLOTS, caption
 BATCH = 64
 MAX_RIDGES, STROKES, STARS, MAX_OBJECTS = 3, 22, 24, 3
 
-# By time of day: sky at the top, sky at the horizon, light that multiplies the land, sun or moon.
+# By time of day: sky at the top, sky at the horizon, sun or moon.
 _SKY_TOP = {
     "dawn": (0.45, 0.42, 0.68),
     "day": (0.24, 0.52, 0.86),
@@ -37,12 +37,6 @@ _SKY_LOW = {
     "day": (0.78, 0.90, 0.97),
     "dusk": (0.98, 0.50, 0.26),
     "night": (0.14, 0.20, 0.40),
-}
-_LIGHT = {
-    "dawn": (0.98, 0.86, 0.86),
-    "day": (1.0, 1.0, 0.98),
-    "dusk": (0.92, 0.66, 0.58),
-    "night": (0.34, 0.40, 0.62),
 }
 _SUN = {
     "dawn": (1.0, 0.90, 0.72),
