@@ -70,9 +70,18 @@ class TextToImageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (16 hex digits) over weights and noise schedule: results belong to them, not to a path."""
+        """sha256 (16 hex digits) over weights and noise schedule: results belong to them, not to a path.
+
+        Computed once. Whoever changes weights in place for longer than a context wraps the pipeline anew.
+        """
         schedule = {k: v for k, v in self.new_scheduler().config.items() if not k.startswith("_")}
         return weights_hash([self.unet, self.vae, self.text_encoder], json.dumps(schedule, sort_keys=True))
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """What about the model decides a result, for the keys of stored records."""
+        size, device = self.defaults.image_size, self.device.type
+        return {"model": self.fingerprint, "dtype": str(self.dtype), "device": device, "size": size}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:

@@ -1,6 +1,7 @@
 """A run directory: one record per item, written whole or not at all, found by what decides its result."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -139,6 +140,7 @@ class RunStore:
         return self.directory / "records" / stage / f"{content_key(decides)}.json"
 
 
+@functools.cache
 def commit() -> str | None:
     """Commit of the code that runs, None outside a checkout."""
     where = Path(__file__).parent

@@ -166,8 +166,16 @@ def open_study(
         load_descriptor(descriptor, device=adapter.device),
         store,
         size,
-        int(seed),
+        _whole(seed),
     )
+
+
+def _whole(seed: int | str) -> int:
+    """Parameters given on a command line arrive as text."""
+    try:
+        return int(seed)
+    except ValueError:
+        raise DoriError(f"seed '{seed}' is not a whole number") from None
 
 
 def noise_seed(seed: int, item: str, index: int) -> int:
@@ -248,11 +256,8 @@ def _read_images(study: Study, row: Benchmark, sampling: Sampling) -> list[Recor
 def _image_key(study: Study, item: str, prompt: str, index: int, sampling: Sampling) -> dict:
     """All that decides one image."""
     return {
+        **study.model.identity,
         "version": VERSION,
-        "model": study.model.fingerprint,
-        "dtype": str(study.model.dtype),
-        "device": study.model.device.type,
-        "size": study.model.defaults.image_size,
         "prompt": prompt,
         "noise": noise_seed(study.seed, item, index),
         "guidance_scale": sampling.guidance_scale,

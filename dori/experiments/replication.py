@@ -90,13 +90,10 @@ def seed_curve(table: pd.DataFrame) -> pd.DataFrame:
 
 def sweep(study: Study, setting: str) -> pd.DataFrame:
     """Top and regular prompts over one setting, `guidance_scale` or `steps`, all else as in the study."""
-    preset, values = (
-        study.preset,
-        {"guidance_scale": study.preset.guidance, "steps": study.preset.step_counts},
-    )
+    preset, parts = study.preset, []
+    values = {"guidance_scale": preset.guidance, "steps": preset.step_counts}[setting]
     sets = (top_prompts(study, preset.sweep_prompts), study.regular.head(preset.sweep_prompts))
-    parts = []
-    for value in values[setting]:
+    for value in values:
         sampling = study.sampling(seeds=min(2, preset.seeds), **{setting: value})
         parts += [generate_and_score(study, b, sampling).assign(**{setting: value}) for b in sets if len(b)]
     table = pd.concat(parts, ignore_index=True)
@@ -217,17 +214,8 @@ def _magnitudes(study: Study, prompts: pd.Series) -> Iterator[tuple[str, list[fl
     with progress(len(prompts), "detection") as bar:
         for i, prompt in prompts.items():
             seeds = [noise_seed(study.seed, f"detection/{i}", k) for k in range(sampling.seeds)]
-            decides = {
-                "model": study.model.fingerprint,
-                "prompt": prompt,
-                "noise": seeds,
-                "steps": sampling.steps,
-            }
-            decides |= {
-                "version": VERSION,
-                "device": study.model.device.type,
-                "dtype": str(study.model.dtype),
-            }
+            decides = {**study.model.identity, "version": VERSION, "prompt": prompt, "noise": seeds}
+            decides |= {"steps": sampling.steps}
             found = study.store.get("magnitude", decides, lambda p=prompt, s=seeds: _magnitude(study, p, s))
             bar.update()
             yield i, found.values["magnitudes"]
