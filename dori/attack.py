@@ -1,0 +1,189 @@
+"""DoRI (arXiv 2507.16880): does any text embedding still make a frozen, mended model paint an image?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from dori.errors import DoriError
+from dori.hooks import Masks, masked
+from dori.model import TextToImageModel
+
+Progress = Callable[[int, Tensor, Tensor], None]  # steps done, losses (n,), embeddings (n, T, D)
+INITS = ("prompt", "random", "regular")
+CPU_ROWS = 512  # a larger batch is no faster on a CPU, only larger
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Where the search ended for each of N images."""
+
+    embeds: Tensor  # (N, T, D)
+    losses: Tensor  # (N, steps), each of fresh noise, before the step was taken
+    saved: dict[int, Tensor]  # steps taken -> embeddings (N, T, D); 0 is the start
+
+    @property
+    def failed(self) -> Tensor:
+        """(N,) True where a loss or an embedding is no longer finite; other images are not touched by it."""
+        return ~(self.losses.isfinite().all(1) & self.embeds.isfinite().flatten(1).all(1))
+
+
+def dori_attack(
+    model: TextToImageModel,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    *,
+    steps: int = 50,
+    lr: float = 0.1,
+    batch: int = 8,
+    seeds: Sequence[int],
+    save_at: Sequence[int] = (),
+    units: Masks | Sequence[Masks] | None = None,
+    callback: Progress | None = None,
+) -> Attacked:
+    """Search the embedding y that minimises E ||eps - eps_theta(alpha_t x_0 + sigma_t eps, t, y)||^2 by Adam.
+
+    `latents` (N, C, h, w) are the encoded images, `prompt_embeds` (N, T, D) where each search starts. The
+    `batch` draws of (eps, t) of a step are new each time and come from the image's own generator (`seeds`),
+    so an image's result does not depend on its company. The weights stay as they are; `units` are switched
+    off meanwhile, one set for all or one for each image. v-models are attacked in v. The defaults are the
+    paper's. Images and draws are split where the free memory asks for it. Raises DoriError.
+    """
+    n = len(latents)
+    if not n == len(prompt_embeds) == len(seeds) or not n:
+        raise DoriError(
+            f"{n} images, {len(prompt_embeds)} starts, {len(seeds)} seeds: give one each per image"
+        )
+    if steps < 0 or batch < 1 or any(not 0 <= s <= steps for s in save_at):
+        raise DoriError(f"{steps} attack steps of {batch} draws, saved at {list(save_at)}: not a plan")
+    rows = max_batch(model, prompt_embeds[:1])
+    at_once, parts = max(1, rows // batch), []
+    for part in (slice(a, a + at_once) for a in range(0, n, at_once)):
+        off = units if isinstance(units, Mapping) else (units or [{}] * n)[part]
+        images = _Images(model, latents[part], seeds[part], batch=batch, rows=rows)
+        with masked(model.unet, off):
+            parts.append(
+                _search(images, prompt_embeds[part], steps, lr=lr, save_at=save_at, callback=callback)
+            )
+    return Attacked(
+        torch.cat([p.embeds for p in parts]),
+        torch.cat([p.losses for p in parts]),
+        {s: torch.cat([p.saved[s] for p in parts]) for s in parts[0].saved},
+    )
+
+
+def _search(
+    images: "_Images",
+    start: Tensor,
+    steps: int,
+    *,
+    lr: float,
+    save_at: Sequence[int],
+    callback: Progress | None,
+) -> Attacked:
+    """Adam on the embeddings of one batch of images; each has its own loss, so none sees the others'."""
+    y = start.detach().to(torch.promote_types(start.dtype, torch.float32)).clone()  # half would underflow
+    adam, losses, saved = torch.optim.Adam([y], lr=lr), [], {}
+    for step in range(steps + 1):
+        if step in save_at:
+            saved[step] = y.clone()
+        if step == steps:
+            break
+        loss, y.grad = images.loss_and_gradient(y)
+        adam.step()
+        losses.append(loss)
+        if callback is not None:
+            callback(step + 1, loss, y.clone())
+    return Attacked(y, torch.stack(losses, 1) if losses else y.new_zeros(len(y), 0), saved)
+
+
+class _Images:
+    """The images of one batch with their generators: a fresh loss of the denoiser at each call."""
+
+    def __init__(
+        self, model: TextToImageModel, latents: Tensor, seeds: Sequence[int], *, batch: int, rows: int
+    ) -> None:
+        self.model, self.x0, self.batch = model, latents, batch
+        self.generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds]
+        self.draws_at_once = min(batch, max(1, rows // len(latents)))
+
+    def loss_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss over fresh draws (n,) and its gradient in y (n, T, D); the split of the draws is free."""
+        y = y.detach().requires_grad_()
+        loss, gradient = torch.zeros(len(y), dtype=y.dtype, device=y.device), torch.zeros_like(y)
+        noise, t = self.draw()
+        for k in range(0, self.batch, self.draws_at_once):
+            part = slice(k, k + self.draws_at_once)
+            found = self.losses(y, noise[part], t[part]).sum(0) / self.batch
+            gradient += torch.autograd.grad(found.sum(), y)[0]
+            loss += found.detach()
+        return loss, gradient
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """eps ~ N(0, I) as (batch, n, C, h, w) and t ~ U{0, …, 999} as (batch, n)."""
+        steps, shape = len(self.model.alphas_cumprod), (self.batch, *self.x0.shape[1:])
+        t = [torch.randint(steps, (self.batch,), generator=g) for g in self.generators]
+        noise = [torch.randn(shape, generator=g) for g in self.generators]
+        return torch.stack(noise, 1).to(self.x0), torch.stack(t, 1).to(self.x0.device)
+
+    def losses(self, y: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """||target - prediction||^2 per latent entry, (draws, n); row r of the batch is image r mod n."""
+        draws, (noise, t) = len(t), (noise.flatten(0, 1), t.flatten())
+        x0, embeds = self.x0.repeat(draws, 1, 1, 1), y.repeat(draws, 1, 1).to(self.model.dtype)
+        error = self.model.predict(self.model.add_noise(x0, noise, t), t, embeds) - self.model.target(
+            x0, noise, t
+        )
+        return error.to(y.dtype).square().flatten(1).mean(1).view(draws, -1)
+
+
+def initial_embeds(
+    model: TextToImageModel,
+    init: str,
+    *,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    regular: Sequence[str] = (),
+) -> Tensor:
+    """Where the search starts, (N, T, D): the image's own `prompt`, `random` N(0, I), or a `regular` prompt.
+
+    Random numbers and the choice of a regular prompt follow each image's seed. Raises DoriError.
+    """
+    if init == "prompt":
+        return model.encode_prompts(prompts)
+    if init == "random":
+        shape = model.unconditional.shape[1:]
+        drawn = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(int(s))) for s in seeds]
+        return torch.stack(drawn).to(model.unconditional)
+    if init == "regular" and regular:
+        return model.encode_prompts([regular[int(s) % len(regular)] for s in seeds])
+    reason = "there are no regular prompts to start from" if init == "regular" else f"use {', '.join(INITS)}"
+    raise DoriError(f"initialisation '{init}': {reason}")
+
+
+def max_batch(model: TextToImageModel, embeds: Tensor) -> int:
+    """Rows one forward and backward pass may have: half the free memory over what a row keeps for backward.
+
+    Measured by one forward pass of one row (`embeds` (1, T, D)).
+    """
+    weights = {p.untyped_storage().data_ptr() for p in model.unet.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    row, t = model.initial_latents([0]), torch.zeros(1, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        output = model.predict(row, t, embeds.detach().to(model.dtype).requires_grad_())
+    del output
+    fitting = max(1, free_memory(model.device) // (2 * max(1, sum(kept.values()))))
+    return fitting if model.device.type == "cuda" else min(CPU_ROWS, fitting)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
