@@ -87,6 +87,7 @@ def attack_controls(
     *,
     init: str = "prompt",
     steps: int | Sequence[int] = 50,
+    sampling: Sampling | None = None,
 ) -> pd.DataFrame:
     """The same attack on memorized images, on the same images and the twin, and on held-out images.
 
@@ -94,7 +95,7 @@ def attack_controls(
     """
     runs = {"memorized": (study, memorized), "twin": (study.twin, memorized), "held-out": (study, held_out)}
     parts = [
-        attack_table(s, prompts, init=init, steps=steps).assign(target=target)
+        attack_table(s, prompts, init=init, steps=steps, sampling=sampling).assign(target=target)
         for target, (s, prompts) in runs.items()
         if s is not None and len(prompts)
     ]
