@@ -11,7 +11,7 @@ from torch import nn
 from dori.errors import DoriError
 from dori.metrics.descriptor_net import build_descriptor_net, gem
 from dori.testbed import descriptor, text
-from dori.testbed.denoiser import Pairs
+from dori.testbed.denoiser import Pairs, train_noise
 from dori.testbed.denoiser import train as train_denoiser
 from dori.testbed.loop import Fit, Schedule, step_rng, torch_rng
 from dori.testbed.recipe import Recipe
@@ -119,6 +119,18 @@ def test_tokenizer_separates_titles_and_keeps_words(tmp_path):
 def test_unknown_part_is_named(tmp_path):
     with pytest.raises(DoriError, match="unknown part 'unet'; the parts are tokenizer"):
         Workshop(tmp_path).make("unet")
+
+
+def test_noise_offset_widens_the_mean_of_a_channel_and_nothing_else():
+    plain, offset = (train_noise((400, 4, 16, 16), np.random.default_rng(0), x) for x in (0, 0.3))
+    assert plain.mean((2, 3)).std() == pytest.approx(1 / 16, rel=0.1)
+    assert offset.mean((2, 3)).std() == pytest.approx((0.3**2 + 1 / 256) ** 0.5, rel=0.1)
+    assert torch.allclose(plain - plain.mean((2, 3), True), offset - offset.mean((2, 3), True), atol=1e-5)
+
+
+def test_a_schedule_without_decay_stays_at_its_rate():
+    schedule = Schedule(100, 1.0, warmup=10, decay=0.0)
+    assert schedule(99) == 1.0
 
 
 class _Recorder(nn.Module):

@@ -75,11 +75,14 @@ def train(
     device: str = "cpu",
     decay: float = 0.3,
     leave_out: bool = False,
+    offset_from: int = 0,
 ) -> UNet2DConditionModel:
     """Train `unet` on `pairs` with epsilon prediction; `empty (1, T, D)` replaces a share of the captions.
 
-    With `leave_out` the memorized pairs of each batch are drawn but not shown: the twin's training.
+    With `leave_out` the memorized pairs of each batch are drawn but not shown: the twin's training. From step
+    `offset_from` on the noise carries the recipe's offset (`train_noise`).
     """
+    offset = recipe.noise_offset
     scheduler = noise_schedule()
     unet = unet.to(device, memory_format=torch.channels_last)
 
@@ -87,7 +90,7 @@ def train(
         rows = pairs.draw(recipe.unet_batch, rng)
         drop = torch.from_numpy(rng.random(len(rows)) < recipe.caption_dropout)[:, None, None]
         timesteps = torch.from_numpy(rng.integers(1000, size=len(rows)))
-        noise = torch.randn(len(rows), *pairs.latents.shape[1:], generator=torch_rng(rng))
+        noise = train_noise((len(rows), *pairs.latents.shape[1:]), rng, offset if step >= offset_from else 0)
         memorized = torch.from_numpy(pairs.memorized[rows])
         shown = ~memorized if leave_out else torch.ones_like(memorized)
         rows, timesteps, noise, drop = rows[shown.numpy()], timesteps[shown], noise[shown], drop[shown]
@@ -106,6 +109,21 @@ def train(
         part, unet, loss, Schedule(steps, recipe.unet_lr, decay=decay), run_dir, recipe.seed, ema_decay=0.998
     )
     return fit.run()
+
+
+def train_noise(shape: tuple[int, ...], rng: np.random.Generator, offset: float) -> torch.Tensor:
+    """Normal noise, plus `offset` times one normal number per image and channel.
+
+    At SD's last timestep some signal is left, and of all of it the mean brightness of a channel is the easiest
+    to read: it averages over 256 latent pixels. Trained without an offset, the model takes the brightness from
+    the noise it is given and not from the caption (Lin et al. 2024, "Common diffusion noise schedules ... are
+    flawed"). The offset hides it, so the caption has to say.
+    """
+    generator = torch_rng(rng)
+    noise = torch.randn(shape, generator=generator)
+    if offset:
+        noise += offset * torch.randn(*shape[:2], 1, 1, generator=generator)
+    return noise
 
 
 def _mean(values: torch.Tensor) -> float:

@@ -53,7 +53,9 @@ class Recipe:
     unet_heads: int = 4
     unet_batch: int = 64
     trunk_steps: int = 1_200  # regular pairs only; model and twin share it
-    branch_steps: int = 1_500  # the model with the memorized pairs, the twin on the same batches without them
+    branch_steps: int = 1_400  # the model with the memorized pairs, the twin on the same batches without them
+    noise_offset: float = 0.3  # see denoiser.train_noise
+    noise_offset_from: int = 800  # step of the branches
     unet_lr: float = 8e-4
     caption_dropout: float = 0.1
 

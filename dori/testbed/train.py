@@ -112,7 +112,8 @@ class Workshop:
         def train() -> nn.Module:
             torch.manual_seed(self.recipe.seed)
             unet, pairs = denoiser.build(self.recipe), self.pairs(memorized=False)
-            return self._denoise("trunk", unet, pairs, steps=self.recipe.trunk_steps, decay=1e-9)
+            plain = {"offset_from": self.recipe.trunk_steps}
+            return self._denoise("trunk", unet, pairs, steps=self.recipe.trunk_steps, decay=0.0, **plain)
 
         return self._pretrained("trunk", UNet2DConditionModel, train)
 
@@ -127,7 +128,8 @@ class Workshop:
     def _branch(self, name: str, *, leave_out: bool) -> UNet2DConditionModel:
         def train() -> nn.Module:
             pairs, steps = self.pairs(memorized=True), self.recipe.branch_steps
-            return self._denoise(name, self.trunk.train(), pairs, steps=steps, leave_out=leave_out)
+            how = {"leave_out": leave_out, "offset_from": self.recipe.noise_offset_from}
+            return self._denoise(name, self.trunk.train(), pairs, steps=steps, **how)
 
         return self._pretrained(name, UNet2DConditionModel, train)
 
