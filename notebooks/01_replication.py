@@ -52,6 +52,7 @@ from IPython.display import Markdown
 from dori import plots, widgets
 from dori.claims import claims_table
 from dori.detection import auroc, roc_table, tpr_at
+from dori.experiments import foundations
 from dori.experiments import replication as chapter
 from dori.metrics.copy import describe
 from dori.metrics.intervals import bootstrap
@@ -321,6 +322,46 @@ plots.roc({name: roc_table(part["score"], part["memorized"]) for name, part in t
 
 # %% tags=["hide-input"]
 Markdown("\n".join(f"- {name}: area {area[name]}; found at one false alarm in a hundred: {found[name].percent}" for name in targets))
+
+# %% [markdown]
+# ## What later chapters stand on
+#
+# The next chapters prune this model and then search {term}`embeddings <embedding>` that bring the images back. Two things must
+# hold for that to mean anything, and both belong to the model, so they are measured here.
+#
+# First, the search must find memory and invent none. An embedding has many free numbers; a long enough search may write an image into
+# it that the model never saw. So the same search, {term}`DoRI` with the paper's settings, starts from the prompt of images of the most
+# duplicated level (their test half), from the same prompts on the twin, and from the captions of held-out images.
+
+# %%
+attacks = foundations.attacked(study)
+attack_rates = {target: memorization_rate(part) for target, part in attacks.groupby("target", sort=False)}
+for target, name in {"memorized": "memorized", "held-out": "heldout", "twin": "twin"}.items():
+    if target in attack_rates:
+        study.headline(f"mr_attack_{name}", attack_rates[target])
+
+# %% mystnb={"figure": {"name": "fig-attack-controls", "caption": "Copy scores after a search of fifty steps: for memorized images, for the same images on the twin, and for held-out images on the model."}, "image": {"alt": "Cumulative curves of copy scores after the search, one each for memorized images, memorized images on the twin, and held-out images, with the threshold.", "width": "100%"}} tags=["hide-input"]
+plots.cumulative(attacks, x="score", by="target", label="copy score after the search", threshold=study.descriptor.threshold)
+
+# %% tags=["hide-input"]
+Markdown("After the search: " + "; ".join(f"{target} {rate.percent}" for target, rate in attack_rates.items()) + ".")
+
+# %% [markdown]
+# Second, there must be something to find for a method that prunes. Two are tried in a plain form, each for one prompt at a time:
+# switching off the value neurons whose activation on the prompt is an outlier among regular prompts (the first half of NeMo
+# {cite:p}`hintersdorf2024nemo`), and cutting the feed-forward weights that matter more for the prompt than for none (Wanda
+# {cite:p}`chavhan2024memorized`). How much to prune is chosen on the validation half of the prompts: of the settings that bring the
+# memorization rate to a tenth, the one that keeps regular images most alike. The figure that counts is of the other half.
+
+# %%
+silencing = foundations.silenced(study)
+mr_pruned = study.headline("mr_pruned", memorization_rate(silencing.test))
+kept = study.headline("pruned_similarity", bootstrap(silencing.cost["similarity"], by=silencing.cost["id"]))
+foundations.trade_off(silencing).round(3)
+
+# %% tags=["hide-input"]
+Markdown(f"Chosen: {silencing.chosen}. On the test half: MR {mr_pruned.percent}. Copy score of regular images to what the unpruned model "
+         f"paints from the same noise: {kept}.")
 
 # %% [markdown]
 # ## Does it replicate?

@@ -114,10 +114,10 @@ def train(
 def train_noise(shape: tuple[int, ...], rng: np.random.Generator, offset: float) -> torch.Tensor:
     """Normal noise, plus `offset` times one normal number per image and channel.
 
-    At SD's last timestep some signal is left, and of all of it the mean brightness of a channel is the easiest
-    to read: it averages over 256 latent pixels. Trained without an offset, the model takes the brightness from
-    the noise it is given and not from the caption (Lin et al. 2024, "Common diffusion noise schedules ... are
-    flawed"). The offset hides it, so the caption has to say.
+    At SD's last timestep some signal is left, and the mean of a channel is the part of it that is easiest
+    to read: it averages over 256 latent pixels. Trained without an offset, the model takes the brightness
+    from the noise it is given and not from the caption (Lin et al. 2024, "Common Diffusion Noise Schedules
+    and Sample Steps are Flawed"). The offset hides it, so the caption has to say.
     """
     generator = torch_rng(rng)
     noise = torch.randn(shape, generator=generator)
