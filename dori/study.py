@@ -40,6 +40,7 @@ class Preset:
     guidance: tuple[float, ...]  # guidance scales of the sweep
     step_counts: tuple[int, ...]  # DDIM steps of the sweep
     detection_regular: int | None  # regular prompts a detector must leave alone
+    attacked: int | None  # images of each sort that a search starts on
 
     def pick(self, prompts: Benchmark) -> Benchmark:
         """The first prompts of each number of copies and of each other kind, in the order of the file."""
@@ -53,12 +54,24 @@ class Preset:
 PRESETS = {
     p.name: p
     for p in (
-        Preset("smoke", 2, 5, 2, 2, 4, 2, (1.0, 3.0), (2, 5), 8),
-        Preset("quick", 4, 25, 32, 16, 64, 6, (1.0, 3.0, 5.0, 8.0), (5, 10, 25, 50), 256),
+        Preset("smoke", 2, 5, 2, 2, 4, 2, (1.0, 3.0), (2, 5), 8, 1),
+        Preset("quick", 4, 25, 32, 16, 64, 6, (1.0, 3.0, 5.0, 8.0), (5, 10, 25, 50), 256, 8),
         Preset(
-            "full", 10, None, None, None, 256, 16, (1.0, 2.0, 3.0, 5.0, 7.0, 10.0), (5, 10, 25, 50, 100), None
+            "full",
+            10,
+            None,
+            None,
+            None,
+            256,
+            16,
+            (1.0, 2.0, 3.0, 5.0, 7.0, 10.0),
+            (5, 10, 25, 50, 100),
+            None,
+            None,
         ),
-        Preset("paper", 10, 50, None, None, None, 32, (1.0, 3.0, 5.0, 7.0, 10.0), (10, 25, 50, 100), None),
+        Preset(
+            "paper", 10, 50, None, None, None, 32, (1.0, 3.0, 5.0, 7.0, 10.0), (10, 25, 50, 100), None, None
+        ),
     )
 }
 

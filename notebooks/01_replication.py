@@ -307,7 +307,7 @@ plots.strip_by_copies(detectors["all noises"], label="magnitude at the first ste
 # %% [markdown]
 # A detector is of use if it raises few false alarms: memorized prompts are rare. Hence the axis of false alarms is logarithmic in
 # {numref}`fig-roc`, and beside the area under the curve we give the share found while one regular prompt in a hundred is flagged. What
-# should be found are the prompts with the most copies, which {numref}`fig-copies` has shown to be memorized.
+# should be found are the prompts with the most copies, whose memorization {numref}`fig-copies` shows.
 
 # %%
 targets = {name: t[(t["kind"] == "none") | t["id"].isin(top.ids)] for name, t in detectors.items()}
@@ -373,14 +373,15 @@ Markdown(f"Chosen: {silencing.chosen}. On the test half: MR {mr_pruned.percent}.
 claims_table("01", study.headlines).set_index("claim")
 
 # %% tags=["hide-input"]
-provenance = study.finish()
+study.finish()
 Markdown(f"""
 **What to take away**
 
-- Replication is a property of prompt and weights: MR {mr_top.percent} with guidance, {mr_unguided.percent} without.
-- It depends on repetition (rank correlation {dose}), and the twin, which saw no repetition, has MR {mr_twin.percent}.
-- The score separates copying from likeness: MR of held-out prompts {mr_regular.percent}.
-- Without any training image, the pull of the prompt at the first step tells memorized from held-out with area {area["all noises"]}.
+- How often prompts with the most copies return their image: {mr_top.percent} with guidance, {mr_unguided.percent} without.
+- How it goes with repetition: rank correlation {dose}; on the twin, which saw no repetition, {mr_twin.percent}.
+- How often likeness passes for copying: {mr_regular.percent} of held-out prompts.
+- How well the pull of the first step tells memorized from held-out, with no training image: area {area["all noises"]}.
+- How much a plain pruning leaves of the memory: {mr_pruned.percent} ({silencing.chosen}, prompts it was not chosen on).
 """)
 
 # %% [markdown]

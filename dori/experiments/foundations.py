@@ -25,9 +25,7 @@ from dori.study import Study
 SETTINGS: tuple[Setting, ...] = (
     Nemo(z=2.0),
     Nemo(z=1.0),
-    Wanda(0.05, conditional_only=True),
     Wanda(0.1, conditional_only=True),
-    Wanda(0.2, conditional_only=True),
     Wanda(0.3, conditional_only=True),
 )
 
@@ -67,7 +65,7 @@ def halved(prompts: Benchmark) -> Benchmark:
 
 def attacked(study: Study) -> pd.DataFrame:
     """DoRI from the prompt: test half of the top prompts, the same on the twin, as many held-out images."""
-    memorized = halved(top_prompts(study)).select(split="test")
+    memorized = halved(top_prompts(study)).select(split="test").head(study.preset.attacked)
     return attack_controls(study, memorized, regular_prompts(study).head(len(memorized)))
 
 

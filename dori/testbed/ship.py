@@ -33,6 +33,7 @@ def ship(workshop: Workshop, out: Path) -> None:
     for name in ("model", "twin"):
         write_pipeline(workshop, name, out / name)
     _half(workshop.clip).save_pretrained(out / "clip")
+    _load_as_float32(out / "clip" / "config.json")
     workshop.tokenizer.save_pretrained(out / "clip")
     write_descriptor(workshop, out / "descriptor")
     write_benchmarks(workshop, out)
@@ -74,6 +75,7 @@ def write_pipeline(workshop: Workshop, name: str, out: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out, safe_serialization=True)
+    _load_as_float32(out / "text_encoder" / "config.json")
     recipe = workshop.recipe
     defaults = {
         "name": "testbed" if name == "model" else name,
@@ -82,6 +84,15 @@ def write_pipeline(workshop: Workshop, name: str, out: Path) -> None:
         "image_size": IMAGE_SIZE,
     }
     (out / "dori.json").write_text(json.dumps(defaults, indent=1) + "\n")
+
+
+def _load_as_float32(config: Path) -> None:
+    """Transformers loads in the precision its config names; diffusers loads in float32. Make them agree."""
+    settings = json.loads(config.read_text())
+    for part in (settings, settings.get("text_config", {}), settings.get("vision_config", {})):
+        if "dtype" in part:
+            part["dtype"] = "float32"
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _half(module: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
     "guidance": "guidance scales of the sweep",
     "step_counts": "DDIM steps of the sweep",
     "detection_regular": "held-out prompts for detection",
+    "attacked": "images of each sort that a search starts on",
 }
 VERSIONS = (
     "torch",
