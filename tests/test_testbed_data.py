@@ -93,7 +93,7 @@ def test_benchmarks_follow_the_recipe():
     memorized, regular = pd.read_csv(TESTBED / "memorized.csv"), pd.read_csv(TESTBED / "regular.csv")
     copies = memorized[memorized["kind"] == "verbatim"]["copies"].value_counts().to_dict()
     assert copies == Recipe().copies
-    assert copies[256] >= 32
+    assert copies[max(copies)] >= 32
     assert min(copies.values()) >= 8
     assert len(regular) >= 400
     assert set(regular["kind"]) == {"none"}
