@@ -364,6 +364,15 @@ Markdown(f"Chosen: {silencing.chosen}. On the test half: MR {mr_pruned.percent}.
          f"paints from the same noise: {kept}.")
 
 # %% [markdown]
+# How deep pruning reaches may depend on how often an image was shown. {numref}`fig-pruned-copies` puts the chosen setting to prompts of
+# every number of copies. Where the curve as trained is at zero, there was nothing to silence; where both curves are high, the
+# memory was too strong for this pruning, and a later chapter that speaks of silenced prompts has to stay below that number.
+
+# %% mystnb={"figure": {"name": "fig-pruned-copies", "caption": "Memorization rate by copies, as trained and with each prompt's own pruning at the chosen setting; bars are Wilson's intervals."}, "image": {"alt": "Memorization rate against the number of copies, one curve as trained and one pruned, with interval bars.", "width": "100%"}} tags=["hide-input"]
+by_copies = foundations.pruned_by_copies(study, silencing.chosen)
+plots.rate_curves(by_copies, x="copies", label="copies in the training set", by="weights", log=True)
+
+# %% [markdown]
 # ## Does it replicate?
 #
 # The rules were written down before the results. They ask whether the paper's statements hold for this model; its figures are for

@@ -8,7 +8,7 @@ import pytest
 from dori.benchmark import load_benchmark
 from dori.errors import DoriError
 from dori.experiments import foundations
-from dori.experiments.foundations import Silencing, halved, silenced, trade_off
+from dori.experiments.foundations import Silencing, halved, pruned_by_copies, silenced, trade_off
 from dori.mitigation.nemo import Nemo
 from dori.store import RunStore
 from dori.study import PRESETS, Study
@@ -57,6 +57,14 @@ def test_every_setting_is_tried_on_both_halves_and_costed(study):
     table = trade_off(found)
     assert table.loc["NeMo z > 0.5", "units"] > table.loc["NeMo z > 2", "units"]
     assert table["memorization_rate"].between(0, 1).all()
+
+
+def test_the_chosen_pruning_is_put_to_every_number_of_copies(study):
+    copies = study.memorized.table.assign(copies=[1, 4, 4][: len(study.memorized)])
+    prompts = dataclasses.replace(study.memorized, table=copies)
+    found = pruned_by_copies(dataclasses.replace(study, memorized=prompts), "NeMo z > 0.5", (Nemo(z=0.5),))
+    assert set(found["weights"]) == {"as trained", "pruned"}
+    assert found.groupby("weights")["copies"].apply(sorted).tolist() == [[1, 4], [1, 4]]
 
 
 def test_held_out_images_are_as_many_as_the_memorized_ones(study, monkeypatch):

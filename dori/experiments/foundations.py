@@ -13,13 +13,21 @@ import pandas as pd
 
 from dori.benchmark import Benchmark
 from dori.errors import DoriError
-from dori.experiments.fragility import Setting, attack_controls, choose_setting, prune_table, regular_table
-from dori.experiments.replication import regular_prompts, top_prompts
+from dori.experiments.fragility import (
+    Setting,
+    attack_controls,
+    choose_setting,
+    named,
+    prune_table,
+    regular_table,
+)
+from dori.experiments.replication import memorized_prompts, regular_prompts, top_prompts
 from dori.loading import BUNDLED
 from dori.metrics.alignment import ClipScorer
+from dori.metrics.replication import rates
 from dori.mitigation.nemo import Nemo
 from dori.mitigation.wanda import Wanda
-from dori.study import Study
+from dori.study import Sampling, Study, generate_and_score
 
 # Fixed before any was tried on the shipped model; NeMo by z-score alone, the search is the next chapter's.
 SETTINGS: tuple[Setting, ...] = (
@@ -73,7 +81,7 @@ def silenced(study: Study, settings: Sequence[Setting] = SETTINGS) -> Silencing:
     """Prune for each top prompt by every setting; choose one on the validation half."""
     top = halved(top_prompts(study))
     half, regular = top.select(split="validation"), regular_prompts(study).head(len(top) // 2)
-    sampling = study.sampling(seeds=min(2, study.preset.seeds))
+    sampling = _few(study)
     clip = ClipScorer.load(device=study.model.device) if study.model.name in BUNDLED else None
     pruned = pd.concat([prune_table(study, top, s, sampling=sampling) for s in settings], ignore_index=True)
     kept = [regular_table(study, half, s, regular, clip=clip) for s in settings]
@@ -90,3 +98,21 @@ def trade_off(silencing: Silencing) -> pd.DataFrame:
     measured = ["similarity", "alignment", "alignment_unpruned"]
     costs = silencing.regular.groupby("setting", sort=False)[measured].mean()
     return about.assign(memorization_rate=rate).join(costs)
+
+
+def pruned_by_copies(study: Study, chosen: str, settings: Sequence[Setting] = SETTINGS) -> pd.DataFrame:
+    """Memorization rate of verbatim prompts by copies, as trained and pruned by the chosen setting.
+
+    Returns `metrics.replication.rates` by `weights` ("as trained", "pruned") and `copies` (1 where unknown).
+    """
+    setting = next(s for s in settings if named(s)["setting"] == chosen)
+    prompts, sampling = memorized_prompts(study).select(kind="verbatim"), _few(study)
+    before = generate_and_score(study, prompts, sampling).assign(weights="as trained")
+    after = prune_table(study, prompts, setting, sampling=sampling).assign(weights="pruned")
+    table = pd.concat([before, after], ignore_index=True)
+    return rates(table.assign(copies=table.get("copies", 1)), ["weights", "copies"])
+
+
+def _few(study: Study) -> Sampling:
+    """Two images a prompt: prunings are many."""
+    return study.sampling(seeds=min(2, study.preset.seeds))
