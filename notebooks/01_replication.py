@@ -54,6 +54,7 @@ from dori.claims import claims_table
 from dori.detection import auroc, roc_table, tpr_at
 from dori.experiments import foundations
 from dori.experiments import replication as chapter
+from dori.experiments.unprompted import unprompted_table
 from dori.metrics.copy import describe
 from dori.metrics.intervals import bootstrap
 from dori.metrics.replication import median_score, memorization_rate, pair_rate, rates, spread
@@ -322,6 +323,24 @@ plots.roc({name: roc_table(part["score"], part["memorized"]) for name, part in t
 
 # %% tags=["hide-input"]
 Markdown("\n".join(f"- {name}: area {area[name]}; found at one false alarm in a hundred: {found[name].percent}" for name in targets))
+
+# %% [markdown]
+# ### When the empty prompt remembers
+#
+# The magnitude compares a prompt with the empty prompt, and takes for granted that the empty prompt remembers nothing. Training drops
+# captions now and then, so an image that comes often is also learnt without its caption. If the empty prompt itself returns memorized
+# images, it pulls towards them as their prompts do, the difference shrinks, and the detector goes blind. That can be seen directly: what
+# does the model paint for no prompt at all, without guidance, and what does the twin?
+
+# %%
+unprompted = unprompted_table(study)
+shares = {name: memorization_rate(part) for name, part in unprompted.groupby("model", sort=False)}
+study.headline("mr_empty_prompt", shares[study.model.name])
+Markdown("Images of the empty prompt that copy a memorized image: " + "; ".join(f"{n} {s.percent}" for n, s in shares.items()) + ".")
+
+# %% [markdown]
+# The share bears on more than this detector: guidance pushes away from what the empty prompt paints, and pruning methods
+# that take the empty prompt as their reference take a memorizing one.
 
 # %% [markdown]
 # ## What later chapters stand on
