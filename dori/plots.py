@@ -26,6 +26,8 @@ COLOURS = {
     "testbed": "#D55E00",
     "own image": "#D55E00",
     "nearest of the group": "#E69F00",
+    "as trained": "#D55E00",
+    "pruned": "#0072B2",
 }
 OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
 GROUND, INK = "#FBFAF7", "#333333"

@@ -370,7 +370,8 @@ Markdown("After the search: " + "; ".join(f"{target} {rate.percent}" for target,
 # switching off the value neurons whose activation on the prompt is an outlier among regular prompts (the first half of NeMo
 # {cite:p}`hintersdorf2024nemo`), and cutting the feed-forward weights that matter more for the prompt than for none (Wanda
 # {cite:p}`chavhan2024memorized`). How much to prune is chosen on the validation half of the prompts: of the settings that bring the
-# memorization rate to a tenth, the one that keeps regular images most alike. The figure that counts is of the other half.
+# memorization rate to a tenth, the one that keeps regular images most alike; where none does, the one that leaves the least. The
+# figure that counts is of the other half.
 
 # %%
 silencing = foundations.silenced(study)
