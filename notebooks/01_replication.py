@@ -339,7 +339,8 @@ study.headline("mr_empty_prompt", shares[study.model.name])
 Markdown("Images of the empty prompt that copy a memorized image: " + "; ".join(f"{n} {s.percent}" for n, s in shares.items()) + ".")
 
 # %% [markdown]
-# The share bears on more than this detector: guidance pushes away from what the empty prompt paints, and pruning methods
+# A high share on the model beside a low one on the twin fits this explanation; it does not prove it; a model trained with
+# captions dropped on regular pairs alone would tell. The share bears on more than this detector: guidance pushes away from what the empty prompt paints, and pruning methods
 # that take the empty prompt as their reference take a memorizing one.
 
 # %% [markdown]

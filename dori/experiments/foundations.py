@@ -29,7 +29,8 @@ from dori.mitigation.nemo import Nemo
 from dori.mitigation.wanda import Wanda
 from dori.study import Sampling, Study, generate_and_score
 
-# Fixed before any was tried on the shipped model; NeMo by z-score alone, the search is the next chapter's.
+# NeMo by z-score alone, its search is the next chapter's. Six settings were tried on the shipped model first;
+# Wanda at 5 % and 20 % were then left out for time, which did not change the choice.
 SETTINGS: tuple[Setting, ...] = (
     Nemo(z=2.0),
     Nemo(z=1.0),
