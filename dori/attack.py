@@ -1,5 +1,6 @@
 """DoRI (arXiv 2507.16880): does any text embedding still make a frozen, mended model paint an image?"""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +18,51 @@ CPU_ROWS = 512  # a larger batch is no faster on a CPU, only larger
 
 
 @dataclass(frozen=True)
+class Attack:
+    """An attack's settings. The defaults are the paper's (arXiv 2507.16880, section 3), without limits.
+
+    The limits ask how much room a trigger needs, as an embedding of all tokens could carry the image itself.
+    Raises DoriError for settings that are none.
+    """
+
+    init: str = "prompt"  # prompt, random or regular
+    steps: tuple[int, ...] = (50,)  # kept after each of these numbers of steps; the largest ends the search
+    lr: float = 0.1  # of Adam
+    batch: int = 8  # draws of (eps, t) at each step
+    free_tokens: int | None = None  # only so many positions move, the first after BOS; None: all, BOS too
+    radius: float | None = (
+        None  # greatest L2 distance of y, all T x D numbers, from its start; None: no limit
+    )
+
+    def __post_init__(self) -> None:
+        counts = (self.steps,) if isinstance(self.steps, int) else self.steps
+        object.__setattr__(self, "steps", tuple(sorted(set(counts))))
+        wrong = {
+            f"initialisation '{self.init}': use {', '.join(INITS)}": self.init not in INITS,
+            f"attack steps {list(self.steps)}: give whole numbers from 0 on": not self.steps
+            or any(not isinstance(s, int) or s < 0 for s in self.steps),
+            f"a learning rate of {self.lr}: use a positive number": not 0 < self.lr < math.inf,
+            f"an attack of {self.batch} draws a step: use at least 1": self.batch < 1,
+            f"{self.free_tokens} free tokens: use at least 1": self.free_tokens is not None
+            and self.free_tokens < 1,
+            f"a radius of {self.radius}: use a positive number": self.radius is not None
+            and not 0 < self.radius < math.inf,
+        }
+        for message, applies in wrong.items():
+            if applies:
+                raise DoriError(message)
+
+
+PAPER = Attack()
+
+
+@dataclass(frozen=True)
 class Attacked:
     """Where the search ended for each of N images."""
 
     embeds: Tensor  # (N, T, D)
     losses: Tensor  # (N, steps), each of fresh noise, before the step was taken
-    saved: dict[int, Tensor]  # steps taken -> embeddings (N, T, D); 0 is the start
+    saved: dict[int, Tensor]  # steps taken, as the plan asks -> embeddings (N, T, D); 0 is the start
 
     @property
     def failed(self) -> Tensor:
@@ -34,39 +74,35 @@ def dori_attack(
     model: TextToImageModel,
     latents: Tensor,
     prompt_embeds: Tensor,
+    plan: Attack = PAPER,
     *,
-    steps: int = 50,
-    lr: float = 0.1,
-    batch: int = 8,
     seeds: Sequence[int],
-    save_at: Sequence[int] = (),
     units: Masks | Sequence[Masks] | None = None,
     callback: Progress | None = None,
 ) -> Attacked:
     """Search the embedding y that minimises E ||eps - eps_theta(alpha_t x_0 + sigma_t eps, t, y)||^2 by Adam.
 
-    `latents` (N, C, h, w) are the encoded images, `prompt_embeds` (N, T, D) where each search starts. The
-    `batch` draws of (eps, t) of a step are new each time and come from the image's own generator (`seeds`),
-    so an image's result does not depend on its company. The weights stay as they are; `units` are switched
-    off meanwhile, one set for all or one for each image. v-models are attacked in v. The defaults are the
-    paper's. Images and draws are split where the free memory asks for it. Raises DoriError.
+    `latents` (N, C, h, w) are the encoded images, `prompt_embeds` (N, T, D) where each search starts
+    (`initial_embeds`). The draws of (eps, t) of a step are new each time and come from the image's own
+    generator (`seeds`), so an image's result does not depend on its company. The weights stay as they are;
+    `units` are switched off meanwhile, one set for all or one for each image. v-models are attacked in v.
+    A `plan.radius` is kept by projecting y after each step. Images and draws are split where the free memory
+    asks for it. Source: arXiv 2507.16880, section 3; the limits are ours. Raises DoriError.
     """
-    n = len(latents)
+    n, tokens = len(latents), prompt_embeds.shape[1]
     if not n == len(prompt_embeds) == len(seeds) or not n:
         raise DoriError(
             f"{n} images, {len(prompt_embeds)} starts, {len(seeds)} seeds: give one each per image"
         )
-    if steps < 0 or batch < 1 or any(not 0 <= s <= steps for s in save_at):
-        raise DoriError(f"{steps} attack steps of {batch} draws, saved at {list(save_at)}: not a plan")
+    if plan.free_tokens is not None and plan.free_tokens >= tokens:
+        raise DoriError(f"{plan.free_tokens} free tokens after BOS: this model has {tokens - 1}")
     rows = max_batch(model, prompt_embeds[:1])
-    at_once, parts = max(1, rows // batch), []
+    at_once, parts = max(1, rows // plan.batch), []
     for part in (slice(a, a + at_once) for a in range(0, n, at_once)):
         off = units if isinstance(units, Mapping) else (units or [{}] * n)[part]
-        images = _Images(model, latents[part], seeds[part], batch=batch, rows=rows)
+        images = _Images(model, latents[part], seeds[part], batch=plan.batch, rows=rows)
         with masked(model.unet, off):
-            parts.append(
-                _search(images, prompt_embeds[part], steps, lr=lr, save_at=save_at, callback=callback)
-            )
+            parts.append(_search(images, prompt_embeds[part], plan, callback))
     return Attacked(
         torch.cat([p.embeds for p in parts]),
         torch.cat([p.losses for p in parts]),
@@ -74,29 +110,32 @@ def dori_attack(
     )
 
 
-def _search(
-    images: "_Images",
-    start: Tensor,
-    steps: int,
-    *,
-    lr: float,
-    save_at: Sequence[int],
-    callback: Progress | None,
-) -> Attacked:
+def _search(images: "_Images", start: Tensor, plan: Attack, callback: Progress | None) -> Attacked:
     """Adam on the embeddings of one batch of images; each has its own loss, so none sees the others'."""
-    y = start.detach().to(torch.promote_types(start.dtype, torch.float32)).clone()  # half would underflow
-    adam, losses, saved = torch.optim.Adam([y], lr=lr), [], {}
-    for step in range(steps + 1):
-        if step in save_at:
+    start = start.detach().to(torch.promote_types(start.dtype, torch.float32))  # half would underflow
+    y, losses, saved = start.clone(), [], {}
+    adam = torch.optim.Adam([y], lr=plan.lr)
+    for step in range(max(plan.steps) + 1):
+        if step in plan.steps:
             saved[step] = y.clone()
-        if step == steps:
+        if step == max(plan.steps):
             break
         loss, y.grad = images.loss_and_gradient(y)
+        if plan.free_tokens is not None:  # Adam leaves where it is what never had a gradient
+            y.grad[:, 0] = y.grad[:, 1 + plan.free_tokens :] = 0
         adam.step()
+        if plan.radius is not None:
+            y.copy_(within(y, start, plan.radius))
         losses.append(loss)
         if callback is not None:
             callback(step + 1, loss, y.clone())
     return Attacked(y, torch.stack(losses, 1) if losses else y.new_zeros(len(y), 0), saved)
+
+
+def within(y: Tensor, center: Tensor, radius: float) -> Tensor:
+    """Each of y (N, T, D) outside the ball ||y - center||_2 <= radius, pulled straight back to its edge."""
+    moved = y - center
+    return center + moved * (radius / moved.flatten(1).norm(dim=1).clamp_min(radius)).view(-1, 1, 1)
 
 
 class _Images:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import write_benchmark
 
+from dori.attack import Attack
 from dori.benchmark import load_benchmark
 from dori.errors import DoriError
 from dori.experiments import fragility, triggers
@@ -41,7 +42,7 @@ def elsewhere(study, name, **changes):
 
 
 def test_an_attack_of_no_steps_is_the_prompt_itself(study):
-    attacked = attack_table(study, study.memorized, steps=[0, 2])
+    attacked = attack_table(study, study.memorized, Attack(steps=(0, 2)))
     plain = generate_and_score(study, study.memorized)
     at_start = attacked[attacked["steps"] == 0].reset_index(drop=True)
     np.testing.assert_allclose(at_start["score"], plain["score"], atol=1e-3)
@@ -54,21 +55,27 @@ def test_an_attack_of_no_steps_is_the_prompt_itself(study):
 
 
 def test_a_second_run_computes_nothing(study, monkeypatch):
-    first = [attack_table(study, study.memorized, steps=2), prune_table(study, study.memorized, FLAGGED)]
+    first = [
+        attack_table(study, study.memorized, Attack(steps=2)),
+        prune_table(study, study.memorized, FLAGGED),
+    ]
     monkeypatch.setattr(fragility, "dori_attack", None)
     monkeypatch.setattr(fragility, "_select", None)
     monkeypatch.setattr(triggers, "_draw", None)
-    again = [attack_table(study, study.memorized, steps=2), prune_table(study, study.memorized, FLAGGED)]
+    again = [
+        attack_table(study, study.memorized, Attack(steps=2)),
+        prune_table(study, study.memorized, FLAGGED),
+    ]
     for a, b in zip(first, again, strict=True):
         pd.testing.assert_frame_equal(a, b)
 
 
 def test_scores_do_not_depend_on_the_company(study, monkeypatch):
     units = find_units(study, study.memorized, WANDA)
-    together = attack_table(study, study.memorized, steps=2, units=units)
+    together = attack_table(study, study.memorized, Attack(steps=2), units=units)
     monkeypatch.setattr(fragility, "CPU_ATTACKED", 1)
     alone = elsewhere(study, "alone", images_at_once=1)
-    apart = attack_table(alone, study.memorized, steps=2, units=units)
+    apart = attack_table(alone, study.memorized, Attack(steps=2), units=units)
     np.testing.assert_allclose(together["score"], apart["score"], atol=1e-3)
 
 
@@ -84,8 +91,8 @@ def test_an_interrupted_attack_loses_the_images_in_hand_alone(study, monkeypatch
 
     monkeypatch.setattr(fragility, "dori_attack", counted)
     with pytest.raises(KeyboardInterrupt):
-        attack_table(study, study.memorized, steps=1)
-    attack_table(study, study.memorized, steps=1)
+        attack_table(study, study.memorized, Attack(steps=1))
+    attack_table(study, study.memorized, Attack(steps=1))
     assert len(calls) == 4
 
 
@@ -99,23 +106,23 @@ def test_the_attack_never_sees_the_noise_it_is_scored_with(study, monkeypatch):
         return attack(*some, seeds=seeds, **more)
 
     monkeypatch.setattr(fragility, "dori_attack", noted)
-    attack_table(study, study.memorized, steps=1)
+    attack_table(study, study.memorized, Attack(steps=1))
     assert used
     assert not {*used} & {*seen}
 
 
 @pytest.mark.parametrize("init", ["random", "regular"])
 def test_other_starts_are_other_attacks(study, init):
-    ours, prompt = (attack_table(study, study.memorized, init=i, steps=1) for i in (init, "prompt"))
+    ours, prompt = (attack_table(study, study.memorized, Attack(i, (1,))) for i in (init, "prompt"))
     assert (ours["init"] == init).all()
     assert not np.allclose(ours["score"], prompt["score"])
 
 
 def test_controls_name_their_target_and_skip_a_missing_twin(study, monkeypatch, tiny_v_model):
-    table = attack_controls(study, study.memorized, study.regular, steps=1)
+    table = attack_controls(study, study.memorized, study.regular, Attack(steps=1))
     assert table.groupby("target").size().to_dict() == {"memorized": 6, "held-out": 6}
     monkeypatch.setitem(vars(study), "twin", elsewhere(study, "twin").on(tiny_v_model))
-    assert set(attack_controls(study, study.memorized, study.regular, steps=1)["target"]) == {
+    assert set(attack_controls(study, study.memorized, study.regular, Attack(steps=1))["target"]) == {
         "memorized", "held-out", "twin",
     }  # fmt: skip
 
@@ -129,13 +136,13 @@ def test_unreadable_images_and_lost_losses_leave_the_others_alone(study, monkeyp
         return attack(model, latents, *more, **some)
 
     monkeypatch.setattr(fragility, "dori_attack", broken)
-    table = attack_table(study, study.memorized, steps=1)
+    table = attack_table(study, study.memorized, Attack(steps=1))
     assert set(table["id"]) == {"i2"}
     assert set(table.attrs["skipped"]) == {"i0", "i1"}
     assert "not a readable image" in table.attrs["skipped"]["i0"]
     assert len([r for r in caplog.records if r.name.startswith("dori")]) == 2
     with pytest.raises(DoriError, match="none of 1 images"):
-        attack_table(study, study.memorized.head(1), steps=1)
+        attack_table(study, study.memorized.head(1), Attack(steps=1))
 
 
 @pytest.mark.parametrize("setting", [NEMO, FLAGGED, WANDA])
@@ -207,5 +214,5 @@ def test_a_damaged_record_is_drawn_again(study):
 
 def test_benchmarks_of_other_sizes_are_attacked_at_the_models_size(study, tmp_path):
     path = write_benchmark(tmp_path / "large", size=32)
-    table = attack_table(study, load_benchmark(path).head(1), steps=1)
+    table = attack_table(study, load_benchmark(path).head(1), Attack(steps=1))
     assert len(table) == 2

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dori.attack import dori_attack, initial_embeds
+from dori.attack import PAPER, Attack, dori_attack, initial_embeds
 from dori.benchmark import Benchmark
 from dori.errors import DoriError
 from dori.experiments.triggers import (
@@ -40,22 +40,11 @@ CALIBRATION = 64  # held-out prompts behind NeMo's threshold
 CPU_ATTACKED = 16  # images attacked at once on a CPU, 128 rows of the UNet
 
 
-@dataclasses.dataclass(frozen=True)
-class Attack:
-    """An attack's settings; the values are the paper's."""
-
-    init: str = "prompt"  # prompt, random or regular
-    steps: tuple[int, ...] = (50,)  # looked at after each of these numbers of steps
-    lr: float = 0.1
-    batch: int = 8
-
-
 def attack_table(
     study: Study,
     prompts: Benchmark,
+    plan: Attack = PAPER,
     *,
-    init: str = "prompt",
-    steps: int | Sequence[int] = 50,
     units: Mapping[str, Units] | None = None,
     sampling: Sampling | None = None,
 ) -> pd.DataFrame:
@@ -67,7 +56,6 @@ def attack_table(
     from the start), cosine (to the start). Images that cannot be read or whose loss is not finite are left
     out, logged, and named in `attrs["skipped"]`.
     """
-    plan = Attack(init, tuple(sorted({steps} if isinstance(steps, int) else set(steps))))
     units = units or {}
     found, skipped = run_attacks(study, prompts, plan, units)
     parts = []
@@ -75,7 +63,7 @@ def attack_table(
         triggers = [Trigger(i, r.tensors[str(step)], units.get(i)) for i, r in found.items()]
         about = pd.DataFrame([_moved(i, r, step) for i, r in found.items()], columns=["id", *MOVED])
         parts.append(score_triggers(study, prompts, triggers, sampling).merge(about, on="id", how="left"))
-    table = pd.concat(parts, ignore_index=True).assign(init=init)
+    table = pd.concat(parts, ignore_index=True).assign(init=plan.init)
     table.attrs["skipped"] = skipped
     return table
 
@@ -84,9 +72,8 @@ def attack_controls(
     study: Study,
     memorized: Benchmark,
     held_out: Benchmark,
+    plan: Attack = PAPER,
     *,
-    init: str = "prompt",
-    steps: int | Sequence[int] = 50,
     sampling: Sampling | None = None,
 ) -> pd.DataFrame:
     """The same attack on memorized images, on the same images and the twin, and on held-out images.
@@ -95,7 +82,7 @@ def attack_controls(
     """
     runs = {"memorized": (study, memorized), "twin": (study.twin, memorized), "held-out": (study, held_out)}
     parts = [
-        attack_table(s, prompts, init=init, steps=steps, sampling=sampling).assign(target=target)
+        attack_table(s, prompts, plan, sampling=sampling).assign(target=target)
         for target, (s, prompts) in runs.items()
         if s is not None and len(prompts)
     ]
@@ -164,11 +151,8 @@ def _attack(study: Study, plan: Attack, jobs: Sequence[_Job]) -> None:
         study.model,
         study.model.encode_images(torch.stack([job.image for job in jobs])),
         torch.stack([job.start for job in jobs]),
-        steps=max(plan.steps),
-        lr=plan.lr,
-        batch=plan.batch,
+        plan,
         seeds=[job.seed for job in jobs],
-        save_at=plan.steps,
         units=[job.units or {} for job in jobs],
     )
     for n, job in enumerate(jobs):
