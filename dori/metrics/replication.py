@@ -49,3 +49,12 @@ def rates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         rate, (median, mad) = memorization_rate(part), median_mad(best_scores(part))
         rows.append((*key, rate.value, rate.low, rate.high, rate.n, median, mad))
     return pd.DataFrame(rows, columns=[*by, "mr", "low", "high", "n", "best_score", "mad"])
+
+
+def first_above(table: pd.DataFrame, *, share: float = 0.01, x: str = "steps") -> float | None:
+    """The least `x` at which a memorization rate exceeds `share` (`table` from `rates`); None if none does.
+
+    Of a control's rates this is the paper's budget b*: beyond it, an attack paints what was never learned.
+    """
+    above = table.loc[table["mr"] > share, x]
+    return None if above.empty else float(above.min())

@@ -1,0 +1,31 @@
+"""Figures in one house style: colour-blind safe, on a light ground that also reads in a dark page.
+
+Every function takes a tidy table and returns a Figure; none shows or saves it. Colours keep their meaning.
+By kind of figure: images, rates, scores, pruning, quality; what they share is in style.
+"""
+
+from dori.plots.images import comparison_grid, image_grid, image_rows
+from dori.plots.pruning import movement, units_per_layer
+from dori.plots.quality import attribute_bars, utility
+from dori.plots.rates import budget_curves, copies_curve, limit_rates, rate_curves
+from dori.plots.scores import cumulative, roc, score_distributions, strip_by_copies
+from dori.plots.style import colour
+
+__all__ = [
+    "attribute_bars",
+    "budget_curves",
+    "colour",
+    "comparison_grid",
+    "copies_curve",
+    "cumulative",
+    "image_grid",
+    "image_rows",
+    "limit_rates",
+    "movement",
+    "rate_curves",
+    "roc",
+    "score_distributions",
+    "strip_by_copies",
+    "units_per_layer",
+    "utility",
+]

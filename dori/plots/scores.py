@@ -1,0 +1,92 @@
+"""Scores of single images or prompts: how they are spread, and what a detector makes of them."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from dori.plots.style import INK, WIDTH, colour, house_style, legend
+
+
+@house_style
+def score_distributions(
+    table: pd.DataFrame, *, threshold: float, by: str = "sort", x: str = "score"
+) -> Figure:
+    """Copy scores of each sort in its own row on one axis, with the calibrated threshold."""
+    sorts = list(dict.fromkeys(table[by]))
+    figure, axes = plt.subplots(
+        len(sorts), 1, figsize=(WIDTH, 1.25 * len(sorts) + 0.7), sharex=True, squeeze=False
+    )
+    low = min(0.0, float(table[x].min()))
+    for axis, name in zip(axes[:, 0], sorts, strict=True):
+        values = table.loc[table[by] == name, x]
+        axis.hist(values, bins=np.linspace(low, 1, 41), color=colour(name), alpha=0.85)
+        axis.axvline(threshold, color=INK, linestyle="--", linewidth=1.2)
+        axis.set_ylabel("images")
+        axis.set_title(f"{name} (n = {len(values)})", loc="left")
+    axes[0, 0].annotate(f"threshold {threshold:.2f}", (threshold, 1), xycoords=("data", "axes fraction"),
+                        xytext=(4, 2), textcoords="offset points", fontsize=9)  # fmt: skip
+    axes[-1, 0].set_xlabel("copy score")
+    figure.tight_layout()
+    return figure
+
+
+@house_style
+def strip_by_copies(table: pd.DataFrame, *, y: str = "score", label: str = "score") -> Figure:
+    """One dot per prompt, by copies in the training set; 0 copies are regular prompts."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
+    table = table.assign(group=table["copies"] if "copies" in table else table["memorized"].astype(int))
+    table = table.assign(sort=table["kind"].replace({"none": "regular"}))
+    palette = {name: colour(name) for name in table["sort"].unique()}
+    sns.stripplot(
+        table, x="group", y=y, hue="sort", palette=palette, size=3.5, alpha=0.7, jitter=0.25, ax=axis
+    )
+    axis.set(xlabel="copies in the training set (0: never seen)", ylabel=label)
+    legend(axis)
+    figure.tight_layout()
+    return figure
+
+
+@house_style
+def cumulative(table: pd.DataFrame, *, x: str, by: str, label: str, threshold: float | None = None) -> Figure:
+    """Share of images at or below each score: where two sets are alike, so are their lines."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.2))
+    for name, values in table.groupby(by, sort=False)[x]:
+        axis.ecdf(values, label=f"{name} (n = {len(values)})", color=colour(name))
+    if threshold is not None:
+        axis.axvline(threshold, color=INK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
+    axis.set(xlabel=label, ylabel="share of images")
+    legend(axis)
+    figure.tight_layout()
+    return figure
+
+
+@house_style
+def roc(curves: Mapping[str, pd.DataFrame], *, fpr: float = 0.01) -> Figure:
+    """ROC curves over a logarithmic share of false alarms, where a detector has to work."""
+    figure, axis = plt.subplots(figsize=(WIDTH * 0.72, 3.6))
+    floor = 1e-3
+    for k, (name, table) in enumerate(curves.items()):
+        axis.step(
+            table["fpr"].clip(lower=floor),
+            table["tpr"],
+            where="post",
+            label=name,
+            color=sns.color_palette("colorblind")[k],
+        )
+    diagonal = np.geomspace(floor, 1, 100)
+    axis.plot(diagonal, diagonal, color="#7F7F7F", linestyle=":", label="chance")
+    axis.axvline(fpr, color=INK, linestyle="--", linewidth=1.2)
+    axis.set(
+        xscale="log",
+        xlim=(floor, 1),
+        ylim=(0, 1.02),
+        xlabel="regular prompts flagged (share)",
+        ylabel="memorized prompts found (share)",
+    )
+    legend(axis)
+    figure.tight_layout()
+    return figure

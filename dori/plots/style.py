@@ -1,0 +1,95 @@
+"""The house style: colours that keep their meaning, and what the figures of every kind share."""
+
+import functools
+from collections.abc import Callable, Sized
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with any colour vision, and in grey by their lightness.
+COLOURS = {
+    "memorized": "#D55E00",
+    "verbatim": "#D55E00",
+    "template": "#E69F00",
+    "regular": "#0072B2",
+    "generated": "#0072B2",
+    "held-out": "#7F7F7F",
+    "twin": "#009E73",
+    "testbed": "#D55E00",
+    "own image": "#D55E00",
+    "nearest of the group": "#E69F00",
+    "as trained": "#D55E00",
+    "pruned": "#0072B2",
+}
+# Where lines lie on each other at 0, dashes and markers tell them apart.
+MARKS = {"memorized": ("-", "o"), "twin": ("--", "s"), "held-out": (":", "^")}
+OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
+GROUND, INK = "#FBFAF7", "#333333"
+STYLE = {
+    "figure.dpi": 120,
+    "figure.facecolor": GROUND,
+    "savefig.facecolor": GROUND,
+    "axes.facecolor": GROUND,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E3E0D8",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+WIDTH = 7.2  # inches, the width of a page's text
+
+
+def mark(name: str) -> dict[str, str]:
+    """Line style and marker of a target, for a line's keyword arguments."""
+    line, marker = MARKS.get(name, ("-", "o"))
+    return {"linestyle": line, "marker": marker}
+
+
+def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw under the house style and close the figure, so that a notebook shows the returned value once.
+
+    Without data (an empty table) the figure says so.
+    """
+
+    @functools.wraps(draw)
+    def styled(data: Sized, **kwargs: object) -> Figure:
+        with plt.rc_context(STYLE):
+            figure = draw(data, **kwargs) if len(data) else _nothing()
+            plt.close(figure)
+        return figure
+
+    return styled
+
+
+def colour(name: str) -> str:
+    """The colour of a sort, model or set; other names get one of the remaining colours, always the same."""
+    return COLOURS.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
+
+
+def _nothing() -> Figure:
+    """What stands in a figure's place where a model lacks the data for it (a foreign one has no twin)."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.8))
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, "not available for this model and benchmark", ha="center", va="center")
+    return figure
+
+
+def place(figure: Figure, **margins: float) -> None:
+    """Fixed margins for grids of images: a long prompt above a row must not squeeze the images."""
+    figure.subplots_adjust(**{"left": 0.01, "right": 0.99, "top": 0.99, "bottom": 0.01, **margins})
+
+
+def legend(axis: Axes, columns: int = 3) -> None:
+    """Above the axes, where it covers no data."""
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.3, title=None)
