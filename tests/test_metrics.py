@@ -12,6 +12,7 @@ from dori.metrics.fidelity import clip_fid, clip_kid, diversity, exceedance, nea
 from dori.metrics.intervals import bootstrap, median_mad, wilson
 from dori.metrics.replication import (
     best_scores,
+    first_above,
     memorization_rate,
     pair_rate,
     rates,
@@ -70,6 +71,12 @@ def test_rates_by_copies():
     table = replication_table({"a": [0.9], "b": [0.1], "c": [0.2]}, threshold=0.7)
     table["copies"] = table["id"].map({"a": 256, "b": 256, "c": 1})
     assert rates(table, ["copies"])["mr"].tolist() == [0.0, 0.5]
+
+
+def test_the_first_budget_above_a_share():
+    table = pd.DataFrame({"steps": [200, 50, 100], "mr": [0.5, 0.01, 0.1]})
+    assert first_above(table) == 100
+    assert first_above(table, share=0.5) is None
 
 
 def test_an_image_is_its_own_copy_and_order_does_not_matter(descriptor):

@@ -41,6 +41,37 @@ DETECTION = pd.DataFrame(
         "memorized": [True, False] * 3,
     }
 )
+TARGETS = {"memorized": (0.5, 1.0, 1.0), "twin": (0.0, 0.0, 0.5), "held-out": (0.0, 0.0, 0.0)}
+ATTACKS = pd.DataFrame(
+    [
+        {"id": f"i{i}", "target": target, "steps": steps, "replicated": i < 4 * rate, "score": i < 4 * rate}
+        | {"moved": 0.1 * steps + i, "cosine": 1 - steps / 1000}
+        for target, found in TARGETS.items()
+        for steps, rate in zip((0, 50, 200), found, strict=True)
+        for i in range(4)
+    ]
+)
+LIMITS = ATTACKS.assign(limit=ATTACKS["steps"].map({0: "2 tokens", 50: "16 tokens", 200: "radius 0.5"}))
+LAYER = "{}.transformer_blocks.0.attn2.to_v"
+UNITS = pd.DataFrame(
+    {
+        "layer": [LAYER.format("down_blocks.1.attentions.0"), LAYER.format("mid_block.attentions.0")] * 2,
+        "units": [2, 0, 4, 4],
+        "eligible": [8, 8, 8, 8],
+        "density": [0.25, 0.0, 0.5, 0.5],
+        "setting": "NeMo search",
+    }
+)
+UTILITY = pd.DataFrame(
+    {
+        "label": ["as trained", "NeMo search"],
+        "alignment": [0.6, 0.5],
+        "alignment_low": [0.5, 0.4],
+        "alignment_high": [0.7, 0.6],
+        "fid": [np.nan, np.nan],
+        "diversity": [0.4, 0.5],
+    }
+)
 FIGURES = {
     "distributions": lambda: plots.score_distributions(TABLE, threshold=0.7),
     "copies": lambda: plots.copies_curve(rates(TABLE, ["copies"])),
@@ -51,6 +82,9 @@ FIGURES = {
     "strip": lambda: plots.strip_by_copies(DETECTION, label="||eps|| (latent units)"),
     "cumulative": lambda: plots.cumulative(TABLE, x="score", by="sort", label="copy score", threshold=0.7),
     "attributes": lambda: plots.attribute_bars(ATTRIBUTES),
+    "budgets": lambda: plots.budget_curves(ATTACKS),
+    "limits": lambda: plots.limit_rates(LIMITS),
+    "movement": lambda: plots.movement(ATTACKS, reference=3.0),
 }
 
 
@@ -68,6 +102,67 @@ def test_copies_are_framed_and_scored_in_the_grid():
     assert [copy.get_xlabel(), other.get_xlabel()] == ["0.90", "0.10"]
     assert copy.spines["left"].get_visible()
     assert not other.spines["left"].get_visible()
+
+
+def ticks(axis, which="x"):
+    return [t.get_text() for t in getattr(axis, f"get_{which}ticklabels")()]
+
+
+def test_a_budget_figure_marks_where_a_control_gives_way():
+    (axis,) = plots.budget_curves(ATTACKS).axes
+    assert [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1] == [200]
+    assert ticks(axis) == ["0", "50", "200"]
+    early = ATTACKS[ATTACKS["steps"] < 200]
+    (axis,) = plots.budget_curves(early).axes
+    assert "no control above 1 %" in [text.get_text() for text in axis.texts]
+    (axis,) = plots.budget_curves(ATTACKS[ATTACKS["target"] == "memorized"]).axes
+    assert not axis.texts
+
+
+def test_a_single_budget_is_drawn_too():
+    (axis,) = plots.budget_curves(ATTACKS[ATTACKS["steps"] == 0]).axes
+    assert ticks(axis) == ["0"]
+
+
+def test_limits_stay_in_the_order_of_the_table():
+    (axis,) = plots.limit_rates(LIMITS).axes
+    assert ticks(axis) == ["2 tokens", "16 tokens", "radius 0.5"]
+    assert [label.get_text() for label in axis.get_legend().get_texts()] == [f"{t} (n = 4)" for t in TARGETS]
+
+
+def test_movement_fills_what_brought_the_image_back():
+    left, _ = plots.movement(ATTACKS, reference=3.0).axes
+    filled, hollow = left.collections[:2]  # of the memorized images
+    assert len(filled.get_offsets()) == 2 + 4 + 4
+    assert len(hollow.get_offsets()) == 2
+    assert any(set(line.get_ydata()) == {3.0} for line in left.lines)
+
+
+def test_units_are_drawn_as_shares_of_what_each_layer_has():
+    (axis,) = plots.units_per_layer(UNITS).axes
+    assert ticks(axis) == ["down 1.0", "mid"]
+    assert [bar.get_height() for bar in axis.patches] == [37.5, 25.0]
+    assert axis.get_title(loc="left") == "NeMo search: 5.0 of 16 units off on average"
+
+
+def test_stages_have_heads_and_framed_copies():
+    stages = {name: torch.rand(3, 8, 8) for name in ("training image", "pruned", "pruned + attack")}
+    gallery = [{"prompt": "boat", "images": stages, "scores": {"pruned": 0.1, "pruned + attack": 0.9}}] * 2
+    training, pruned, attacked, *_ = plots.comparison_grid(gallery, threshold=0.7).axes
+    assert [a.texts[0].get_text() for a in (training, pruned, attacked)] == list(stages)
+    assert [a.get_xlabel() for a in (training, pruned, attacked)] == ["", "0.10", "0.90"]
+    assert attacked.spines["left"].get_visible()
+    assert not pruned.spines["left"].get_visible()
+
+
+def test_utility_leaves_out_what_is_not_known():
+    shown = [a for a in plots.utility(UTILITY).axes if a.axison]
+    assert [a.get_xlabel().split("\n")[0] for a in shown] == [
+        "prompt alignment", "copy score between images of",
+    ]  # fmt: skip
+    assert ticks(shown[0], "y") == ["as trained", "NeMo search"]
+    low, high = shown[0].collections[0].get_segments()[0][:, 0]
+    assert (low, high) == pytest.approx((0.5, 0.7))
 
 
 def test_image_rows_label_their_rows():

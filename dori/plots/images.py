@@ -57,10 +57,10 @@ def comparison_grid(gallery: Sequence[Mapping], *, threshold: float) -> Figure:
     training image has none). Stages are those of the first entry; copies are framed.
     """
     stages = list(gallery[0]["images"])
-    side = WIDTH / max(len(stages), 5)
-    size = (side * len(stages), 1.42 * side * len(gallery) + 0.35)
-    figure, axes = plt.subplots(len(gallery), len(stages), figsize=size, squeeze=False)
-    place(figure, wspace=0.06, hspace=0.48, top=1 - 0.62 / size[1], bottom=0.26 / size[1])
+    rows, side, between, above, below = len(gallery), WIDTH / max(len(stages), 5), 0.46, 0.6, 0.24  # inches
+    size = (side * len(stages), rows * (side + between) - between + above + below)
+    figure, axes = plt.subplots(rows, len(stages), figsize=size, squeeze=False)
+    place(figure, wspace=0.06, hspace=between / side, top=1 - above / size[1], bottom=below / size[1])
     for row, entry in zip(axes, gallery, strict=True):
         for axis, stage in zip(row, stages, strict=True):
             score = entry["scores"].get(stage)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dori.plots.style import GROUND, INK, WIDTH, colour, house_style, legend, mark
+from dori.plots.style import GROUND, INK, WIDTH, colour, house_style, mark
 
 
 @house_style
@@ -27,13 +27,17 @@ def movement(attacks: pd.DataFrame, *, reference: float | None = None) -> Figure
         for k, name in enumerate(targets):
             offset = 0.2 * (k - (len(targets) - 1) / 2)
             _cloud(axis, found[found["target"] == name], column, steps=steps, offset=offset)
-        axis.set(xticks=range(len(steps)), xticklabels=[f"{s:g}" for s in steps], xlabel="attack steps")
+        axis.set(
+            xticks=range(len(steps)),
+            xticklabels=[f"{s:g}" for s in steps],
+            xlabel="attack steps (filled: image back)",
+        )
     if reference is not None:
         axes[0].axhline(reference, color=INK, linestyle="--", linewidth=1.2, label="between two prompts")
     axes[0].set(ylabel="L2 distance from the start", ylim=(0, None))
     axes[1].set(ylabel="cosine to the start")
-    legend(axes[0], columns=2)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper left", ncols=4, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.92))
     return figure
 
 
@@ -54,7 +58,10 @@ def units_per_layer(table: pd.DataFrame, *, by: str = "setting") -> Figure:
         x = np.concatenate([_spread(k, len(s)) for k, s in enumerate(shares)])
         axis.scatter(x, np.concatenate(shares), s=9, color=colour("pruned"), alpha=0.8, clip_on=False)
         per_set = part["units"].sum() / max(1, len(part) // len(layers))
-        axis.set_title(f"{name}: {per_set:,.1f} of {_eligible(part):,} units off on average", loc="left")
+        axis.set_title(
+            f"{name}: {per_set:,.{0 if per_set > 99 else 1}f} of {_eligible(part):,} units off on average",
+            loc="left",
+        )
         axis.set(
             xticks=range(len(layers)), ylabel="units off (%)", ylim=(0, None), xlim=(-0.6, len(layers) - 0.4)
         )

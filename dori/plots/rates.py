@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dori.metrics.replication import first_above, rates
-from dori.plots.style import INK, WIDTH, colour, house_style, legend, mark
+from dori.plots.style import GROUND, INK, WIDTH, colour, house_style, legend, mark
 
 CONTROLS = ("twin", "held-out")  # targets an attack should not be able to paint
 
@@ -68,9 +68,7 @@ def budget_curves(attacks: pd.DataFrame, *, ceiling: float = 0.01) -> Figure:
         axis.plot(x, part["mr"], color=tone, markersize=5.5, label=label, clip_on=False, **mark(name))
     _mark_controls(axis, table, ceiling)
     ticks = sorted(table["steps"].unique())
-    if len(ticks) > 1:
-        axis.set_xscale("symlog", linthresh=max(1, min(t for t in ticks if t > 0)), linscale=0.5)
-    axis.set(xlabel="attack steps", xticks=ticks, xticklabels=[f"{t:g}" for t in ticks])
+    _steps_axis(axis, ticks)
     axis.minorticks_off()
     legend(axis)
     rate_axis(axis)
@@ -100,6 +98,14 @@ def limit_rates(attacks: pd.DataFrame) -> Figure:
     return figure
 
 
+def _steps_axis(axis: Axes, ticks: Sequence[float]) -> None:
+    """Logarithmic, with a short linear piece that holds 0."""
+    least = min((t for t in ticks if t > 0), default=1)
+    axis.set_xscale("symlog", linthresh=least, linscale=0.5)
+    left = -0.1 * least if ticks[0] == 0 else 0.9 * ticks[0]
+    axis.set(xlabel="attack steps", xticks=ticks, xticklabels=[f"{t:g}" for t in ticks], xlim=(left, None))
+
+
 def _mark_controls(axis: Axes, table: pd.DataFrame, ceiling: float) -> None:
     """A line where the first of the controls exceeds the ceiling, or a note that none does."""
     controls = table[table["target"].isin(CONTROLS)]
@@ -112,9 +118,9 @@ def _mark_controls(axis: Axes, table: pd.DataFrame, ceiling: float) -> None:
         )
         return
     axis.axvline(step, color=INK, linestyle="--", linewidth=1.2)
-    axis.annotate(f"a control first above {text}: {step:g} steps", (step, 0.5), xytext=(-4, 0),
-                  xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=9, rotation=90,
-                  ha="right", va="center")  # fmt: skip
+    axis.annotate(f"first above {text}\nof a control:\n{step:g} steps", (step, 0.5), xytext=(-6, 0),
+                  xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=9, ha="right",
+                  va="center", bbox={"color": GROUND, "alpha": 0.8, "pad": 2})  # fmt: skip
 
 
 def with_bars(
