@@ -22,12 +22,16 @@ Norms = dict[str, Tensor]  # layer -> (N, steps, m): norm of each input column o
 
 @dataclass(frozen=True)
 class Wanda:
-    """Settings; the values are the paper's."""
+    """Settings; the values are the paper's. Raises DoriError for settings that are none."""
 
     sparsity: float = 0.01  # rho: at most this share of each output row at each step
     steps: int = 10  # tau: the first steps, whose masks are united
     conditional_only: bool = False  # leave the unconditional half of guidance out of the norms
     seed: int = 0  # of the noise; target and reference start from the same
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sparsity <= 1 or self.steps < 1:
+            raise DoriError(f"Wanda with sparsity {self.sparsity} over {self.steps} steps: not a setting")
 
 
 def wanda(
@@ -45,8 +49,6 @@ def wanda(
     prompt. The realised density differs from `sparsity`: strict comparison lowers it, the union raises it.
     """
     settings = settings or Wanda()
-    if not 0 < settings.sparsity <= 1 or settings.steps < 1:
-        raise DoriError(f"Wanda with sparsity {settings.sparsity} over {settings.steps} steps: not a setting")
     reference = model.unconditional if reference_embeds is None else reference_embeds
     reference = reference.expand(len(prompt_embeds), -1, -1)
     target, other = (
