@@ -1,29 +1,34 @@
 """One study: a model, a benchmark, a descriptor, a run directory. Tidy tables out, resumable."""
 
 import dataclasses
-import hashlib
 import json
-import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from dori.benchmark import Benchmark, load_benchmark
+from dori.drawing import VERSION, Sampling, generate_and_score, noise_seed, progress, stored_images
 from dori.errors import DoriError
-from dori.images import read_image, to_uint8
-from dori.metrics.copy import CopyDescriptor, load_descriptor, similarity
+from dori.metrics.copy import CopyDescriptor, load_descriptor
 from dori.metrics.intervals import Estimate
-from dori.metrics.replication import replication_table
-from dori.model import PIXELS_AT_ONCE, TextToImageModel
-from dori.store import Record, RunStore, commit, write_json
+from dori.model import TextToImageModel
+from dori.store import RunStore, commit, write_json
 
-VERSION = 1  # of sampling and scoring; raised when results change, so that old records do not count
+__all__ = [  # with what a study's images are drawn by, so that a chapter imports from one place
+    "PRESETS",
+    "VERSION",
+    "Preset",
+    "Sampling",
+    "Study",
+    "find_preset",
+    "generate_and_score",
+    "noise_seed",
+    "open_study",
+    "progress",
+    "stored_images",
+]
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,6 @@ def find_preset(name: str) -> Preset:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Everything about drawing images that decides them, besides model, prompt and noise."""
-
-    seeds: int
-    guidance_scale: float
-    steps: int
-
-
-@dataclass(frozen=True)
 class Study:
     """What the experiments of a chapter share."""
 
@@ -103,7 +99,7 @@ class Study:
     store: RunStore
     preset: Preset
     seed: int = 0
-    images_at_once: int | None = None  # None: one prompt's seeds on a CPU, what fits on a GPU
+    images_at_once: int | None = None  # None: what fits (drawing.rows_at_once)
 
     def sampling(
         self, *, seeds: int | None = None, guidance_scale: float | None = None, steps: int | None = None
@@ -189,116 +185,3 @@ def _whole(seed: int | str) -> int:
         return int(seed)
     except ValueError:
         raise DoriError(f"seed '{seed}' is not a whole number") from None
-
-
-def noise_seed(seed: int, item: str, index: int) -> int:
-    """The generator seed of one image: from the run's seed, the item and its number, so no order matters."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{item}/{index}".encode()).digest()[:6], "big")
-
-
-def generate(study: Study, benchmark: Benchmark, sampling: Sampling, *, label: str = "images") -> None:
-    """Sample every image of the benchmark that the run directory lacks, and store each."""
-    todo = [
-        (i, prompt, k)
-        for i, prompt in zip(benchmark.ids, benchmark.prompts(), strict=True)
-        for k in range(sampling.seeds)
-        if not study.store.has("image", _image_key(study, i, prompt, k, sampling))
-    ]
-    with progress(len(todo), label) as bar:
-        for part in _batches(todo, _images_at_once(study, sampling)):
-            images = study.model.sample(
-                study.model.encode_prompts([prompt for _, prompt, _ in part]),
-                [noise_seed(study.seed, i, k) for i, _, k in part],
-                guidance_scale=sampling.guidance_scale,
-                num_inference_steps=sampling.steps,
-                batch_size=len(part),
-            )
-            for (i, prompt, k), image in zip(part, to_uint8(images), strict=True):
-                study.store.save(
-                    "image", _image_key(study, i, prompt, k, sampling), Record({}, {"image": image})
-                )
-            bar.update(len(part))
-
-
-def stored_images(study: Study, benchmark: Benchmark, sampling: Sampling) -> Iterator[tuple[str, Tensor]]:
-    """(id, images (S, 3, H, W) in [0, 1]) of each row, sampled where missing, as rounded as a PNG."""
-    generate(study, benchmark, sampling)
-    for i in benchmark.ids:
-        row = dataclasses.replace(benchmark, table=benchmark.table.loc[[i]])
-        images = _read_images(study, row, sampling)
-        if None in images:  # damaged files: generate() saw them, reading removed them
-            generate(study, row, sampling)
-            images = _read_images(study, row, sampling)
-        yield i, torch.stack([record.tensors["image"] for record in images]).float() / 255
-
-
-def generate_and_score(study: Study, benchmark: Benchmark, sampling: Sampling | None = None) -> pd.DataFrame:
-    """Images for every prompt, scored against the prompt's training image.
-
-    Returns a row per image: id, seed, score, replicated, and the benchmark's columns but prompt and image.
-    """
-    sampling = sampling or study.sampling()
-    keys = {i: _score_key(study, benchmark, i, sampling) for i in benchmark.ids}
-    missing = [i for i in benchmark.ids if study.store.find("score", keys[i]) is None]
-    if missing:
-        part = dataclasses.replace(benchmark, table=benchmark.table.loc[missing])
-        for i, images in stored_images(study, part, sampling):
-            original = read_image(benchmark.path.parent / benchmark.table.loc[i, "image"])[None]
-            scores = similarity(study.descriptor.embed(images), study.descriptor.embed(original))[:, 0]
-            study.store.save("score", keys[i], Record({"scores": scores.tolist()}))
-    scores = {i: study.store.find("score", keys[i]).values["scores"] for i in benchmark.ids}
-    table = replication_table(scores, study.descriptor.threshold)
-    about = benchmark.table.drop(columns=["prompt", "image"])
-    return table.merge(about, left_on="id", right_index=True, how="left")
-
-
-def progress(total: int, label: str) -> tqdm:
-    """One bar with the time left; silent where stderr is no terminal, as in a notebook."""
-    return tqdm(
-        total=total, desc=label, unit="image", disable=not (sys.stderr.isatty() and total), leave=False
-    )
-
-
-def _read_images(study: Study, row: Benchmark, sampling: Sampling) -> list[Record | None]:
-    """Stored images of a benchmark of one row, by seed."""
-    (item,), (prompt,) = row.ids, row.prompts()
-    keys = [_image_key(study, item, prompt, k, sampling) for k in range(sampling.seeds)]
-    return [study.store.find("image", key) for key in keys]
-
-
-def _image_key(study: Study, item: str, prompt: str, index: int, sampling: Sampling) -> dict:
-    """All that decides one image."""
-    return {
-        **study.model.identity,
-        "version": VERSION,
-        "prompt": prompt,
-        "noise": noise_seed(study.seed, item, index),
-        "guidance_scale": sampling.guidance_scale,
-        "steps": sampling.steps,
-    }
-
-
-def _score_key(study: Study, benchmark: Benchmark, item: str, sampling: Sampling) -> dict:
-    """All that decides an item's scores: its images, its training image's bytes, the descriptor's weights."""
-    row = benchmark.table.loc[item]
-    original = (benchmark.path.parent / row["image"]).read_bytes()
-    images = [_image_key(study, item, row["prompt"], k, sampling) for k in range(sampling.seeds)]
-    return {
-        "images": images,
-        "original": hashlib.sha256(original).hexdigest()[:16],
-        "descriptor": getattr(study.descriptor, "fingerprint", study.descriptor.name),
-    }
-
-
-def _images_at_once(study: Study, sampling: Sampling) -> int:
-    """On a CPU one prompt at a time, so that an interruption costs one; on a GPU as many as fit."""
-    if study.images_at_once:
-        return study.images_at_once
-    if study.model.device.type == "cpu":
-        return sampling.seeds
-    return max(1, PIXELS_AT_ONCE[study.model.device.type] // study.model.defaults.image_size**2)
-
-
-def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

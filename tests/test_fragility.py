@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from conftest import write_benchmark
 
+from dori import drawing
 from dori.attack import Attack
 from dori.benchmark import load_benchmark
 from dori.errors import DoriError
-from dori.experiments import fragility, triggers
+from dori.experiments import fragility
 from dori.experiments.fragility import (
     attack_controls,
     attack_table,
@@ -61,7 +62,7 @@ def test_a_second_run_computes_nothing(study, monkeypatch):
     ]
     monkeypatch.setattr(fragility, "dori_attack", None)
     monkeypatch.setattr(fragility, "_select", None)
-    monkeypatch.setattr(triggers, "_draw", None)
+    monkeypatch.setattr(drawing, "_draw", None)
     again = [
         attack_table(study, study.memorized, Attack(steps=2)),
         prune_table(study, study.memorized, FLAGGED),

@@ -15,16 +15,20 @@ from torch import Tensor
 
 from dori.attack import PAPER, Attack, dori_attack, initial_embeds
 from dori.benchmark import Benchmark
-from dori.errors import DoriError
-from dori.experiments.triggers import (
+from dori.drawing import (
+    Sampling,
     Trigger,
     decided_by,
     digest,
     drawn,
+    noise_seed,
+    progress,
     prompt_trigger,
     rows_at_once,
     score_triggers,
+    stored_images,
 )
+from dori.errors import DoriError
 from dori.metrics.alignment import ClipScorer, clip_alignment
 from dori.metrics.replication import memorization_rate
 from dori.mitigation.nemo import Nemo, activation_statistics, nemo
@@ -32,7 +36,7 @@ from dori.mitigation.signature import calibrate
 from dori.mitigation.units import Units
 from dori.mitigation.wanda import Wanda, wanda
 from dori.store import Record
-from dori.study import Sampling, Study, noise_seed, progress, stored_images
+from dori.study import Study
 
 log = logging.getLogger(__name__)
 Setting = Nemo | Wanda
@@ -74,16 +78,23 @@ def attack_controls(
     held_out: Benchmark,
     plan: Attack = PAPER,
     *,
+    units: Mapping[str, Units] | None = None,
     sampling: Sampling | None = None,
 ) -> pd.DataFrame:
     """The same attack on memorized images, on the same images and the twin, and on held-out images.
 
-    Column `target`: memorized, twin, held-out. What an attack can paint on the twin is its own work.
+    `units` are off for the memorized images alone: the controls ask what the search can do by itself, so
+    they are attacked on whole models. Column `target`: memorized, twin, held-out. What an attack can paint on
+    the twin is its own work.
     """
-    runs = {"memorized": (study, memorized), "twin": (study.twin, memorized), "held-out": (study, held_out)}
+    runs = {
+        "memorized": (study, memorized, units),
+        "twin": (study.twin, memorized, None),
+        "held-out": (study, held_out, None),
+    }
     parts = [
-        attack_table(s, prompts, plan, sampling=sampling).assign(target=target)
-        for target, (s, prompts) in runs.items()
+        attack_table(s, prompts, plan, units=off, sampling=sampling).assign(target=target)
+        for target, (s, prompts, off) in runs.items()
         if s is not None and len(prompts)
     ]
     return pd.concat(parts, ignore_index=True)
@@ -184,7 +195,7 @@ def prune_table(
     are chosen on "validation" and reported on "test"), method, setting, units (how many), density.
     """
     units = find_units(study, prompts, setting)
-    triggers = [prompt_trigger(study, prompts, i, units[i]) for i in prompts.ids]
+    triggers = [prompt_trigger(prompts, i, units[i]) for i in prompts.ids]
     table = score_triggers(study, prompts, triggers, sampling)
     about = pd.DataFrame(
         [(i, u.count, u.density) for i, u in units.items()], columns=["id", "units", "density"]
@@ -209,7 +220,7 @@ def regular_table(
     sampling = sampling or study.sampling(seeds=1)
     units = list(find_units(study, prompts, setting).items())
     turn = [units[n % len(units)] for n in range(len(regular))]
-    triggers = [prompt_trigger(study, regular, i, u) for i, (_, u) in zip(regular.ids, turn, strict=True)]
+    triggers = [prompt_trigger(regular, i, u) for i, (_, u) in zip(regular.ids, turn, strict=True)]
     before, parts = dict(stored_images(study, regular, sampling)), []
     for (trigger, after), (pruned_for, _) in zip(drawn(study, triggers, sampling), turn, strict=True):
         part = {"id": trigger.id, "seed": range(len(after)), "pruned_for": pruned_for}

@@ -1,0 +1,235 @@
+"""Draw images and keep them: of prompts, of embeddings that a search found, of pruned models.
+
+A prompt is a trigger without units. Every image is drawn once per run directory, whoever asks for it.
+"""
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dori.benchmark import Benchmark
+from dori.errors import DoriError
+from dori.hooks import masked
+from dori.images import read_image, to_uint8
+from dori.metrics.copy import similarity
+from dori.metrics.replication import replication_table
+from dori.mitigation.units import Units
+from dori.model import PIXELS_AT_ONCE
+from dori.store import Record
+
+if TYPE_CHECKING:
+    from dori.study import Study
+
+log = logging.getLogger(__name__)
+VERSION = 1  # of sampling and scoring; raised when results change, so that old records do not count
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Everything about drawing images that decides them, besides model, prompt and noise."""
+
+    seeds: int
+    guidance_scale: float
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trigger:
+    """What is to give the image of one row, and the units that are off when it is drawn.
+
+    Either a prompt, or an embedding (T, D).
+    """
+
+    id: str
+    embeds: Tensor | None = None
+    units: Units | None = None
+    prompt: str | None = None
+
+
+def prompt_trigger(prompts: Benchmark, item: str, units: Units | None = None) -> Trigger:
+    """A row's own prompt."""
+    return Trigger(item, units=units, prompt=prompts.table.loc[item, "prompt"])
+
+
+def drawn(
+    study: "Study", triggers: Sequence[Trigger], sampling: Sampling
+) -> Iterator[tuple[Trigger, Tensor]]:
+    """(trigger, images (S, 3, H, W) in [0, 1]) of each, drawn where missing, as rounded as a PNG.
+
+    The noise belongs to the row, so all triggers of one row are drawn from the same. Each trigger of a batch
+    has its own units.
+    """
+    lacking: dict[tuple[int, ...], list[Trigger]] = {}  # numbers of the images -> triggers that lack them
+    for trigger in triggers:
+        keys = enumerate(_image_keys(study, trigger, sampling))
+        numbers = tuple(k for k, key in keys if not study.store.has("image", key))
+        lacking.setdefault(numbers, []).append(trigger)
+    lacking.pop((), None)
+    with progress(sum(len(numbers) * len(some) for numbers, some in lacking.items()), "images") as bar:
+        for numbers, some in lacking.items():
+            _draw(study, some, numbers, sampling, bar=bar)
+    for trigger in triggers:
+        yield trigger, _kept(study, trigger, sampling)
+
+
+def stored_images(study: "Study", benchmark: Benchmark, sampling: Sampling) -> Iterator[tuple[str, Tensor]]:
+    """(id, images (S, 3, H, W) in [0, 1]) of each row's prompt, drawn where missing."""
+    for trigger, images in drawn(study, [prompt_trigger(benchmark, i) for i in benchmark.ids], sampling):
+        yield trigger.id, images
+
+
+def score_triggers(
+    study: "Study", prompts: Benchmark, triggers: Sequence[Trigger], sampling: Sampling | None = None
+) -> pd.DataFrame:
+    """Images of each trigger (one for a row at most) against the training image of its row.
+
+    Returns a row per image: id, seed, score, replicated, and the benchmark's columns but prompt and image.
+    Rows whose training image cannot be read are left out, logged, and named in `attrs["skipped"]`. Raises
+    DoriError if no row is left.
+    """
+    sampling, skipped, keys = sampling or study.sampling(), {}, {}
+    for trigger in triggers:
+        try:
+            keys[trigger.id] = _score_key(study, prompts, trigger, sampling)
+        except DoriError as error:
+            skipped[trigger.id] = str(error)
+    report(skipped, of=len(triggers))
+    todo = [t for t in triggers if t.id in keys and study.store.find("score", keys[t.id]) is None]
+    for trigger, images in drawn(study, todo, sampling):
+        original = prompts.images([trigger.id])
+        scores = similarity(study.descriptor.embed(images), study.descriptor.embed(original))[:, 0]
+        study.store.save("score", keys[trigger.id], Record({"scores": scores.tolist()}))
+    scores = {i: study.store.find("score", key).values["scores"] for i, key in keys.items()}
+    table = replication_table(scores, study.descriptor.threshold)
+    about = prompts.table.drop(columns=["prompt", "image"])
+    table = table.merge(about, left_on="id", right_index=True, how="left")
+    table.attrs["skipped"] = skipped
+    return table
+
+
+def generate_and_score(
+    study: "Study", benchmark: Benchmark, sampling: Sampling | None = None
+) -> pd.DataFrame:
+    """Images for every prompt, scored against the prompt's training image: as `score_triggers`."""
+    return score_triggers(study, benchmark, [prompt_trigger(benchmark, i) for i in benchmark.ids], sampling)
+
+
+def report(skipped: dict[str, str], *, of: int) -> None:
+    """One line of the log for each row that is left out. Raises DoriError if that is all of them."""
+    if skipped and len(skipped) == of:
+        raise DoriError(f"none of {of} rows can be used: {next(iter(skipped.values()))}")
+    for i, reason in skipped.items():
+        log.warning("%s: %s; left out", i, reason)
+
+
+def noise_seed(seed: int, item: str, index: int) -> int:
+    """The generator seed of one image: from the run's seed, the item and its number, so no order matters."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{item}/{index}".encode()).digest()[:6], "big")
+
+
+def rows_at_once(study: "Study") -> int:
+    """Images drawn in one batch; on a CPU half of what fits, as an interruption costs the batch in hand."""
+    device, pixels = study.model.device.type, study.model.defaults.image_size**2
+    share = PIXELS_AT_ONCE[device] // (2 if device == "cpu" else 1)
+    return study.images_at_once or max(1, share // pixels)
+
+
+def progress(total: int, label: str) -> tqdm:
+    """One bar with the time left; silent where stderr is no terminal, as in a notebook."""
+    return tqdm(
+        total=total, desc=label, unit="image", disable=not (sys.stderr.isatty() and total), leave=False
+    )
+
+
+def digest(tensor: Tensor) -> str:
+    """sha256 (16 hex digits) of a tensor's values."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def decided_by(study: "Study") -> dict:
+    """What decides any result of a study's model."""
+    return {**study.model.identity, "version": VERSION}
+
+
+def _image_keys(study: "Study", trigger: Trigger, sampling: Sampling) -> list[dict]:
+    """All that decides each image of a trigger."""
+    decides = {**decided_by(study), "guidance_scale": sampling.guidance_scale, "steps": sampling.steps}
+    if trigger.prompt is None:
+        decides["embedding"] = digest(trigger.embeds)
+    else:  # the text, not what it encodes to: rounding differs by batch and number of threads
+        decides["prompt"] = trigger.prompt
+    if trigger.units:
+        decides["units"] = trigger.units.fingerprint
+    return [{**decides, "noise": noise_seed(study.seed, trigger.id, k)} for k in range(sampling.seeds)]
+
+
+def _score_key(study: "Study", prompts: Benchmark, trigger: Trigger, sampling: Sampling) -> dict:
+    """All that decides a trigger's scores: images, training image, descriptor. Raises DoriError."""
+    original = read_image(prompts.path.parent / prompts.table.loc[trigger.id, "image"])
+    return {
+        "images": _image_keys(study, trigger, sampling),
+        "original": digest(original),
+        "descriptor": getattr(study.descriptor, "fingerprint", study.descriptor.name),
+    }
+
+
+def _draw(
+    study: "Study",
+    triggers: Sequence[Trigger],
+    numbers: Sequence[int],
+    sampling: Sampling,
+    *,
+    bar: tqdm | None = None,
+) -> None:
+    """Draw and store the images of these numbers of each trigger, a batch at a time."""
+    rows = rows_at_once(study)
+    for ks in _batches(numbers, rows):
+        for part in _batches(triggers, max(1, rows // len(ks))):
+            images = to_uint8(_batch(study, part, ks, sampling))
+            for n, trigger in enumerate(part):
+                keys = _image_keys(study, trigger, sampling)
+                for k, image in zip(ks, images[:, n], strict=True):
+                    study.store.save("image", keys[k], Record({}, {"image": image.clone()}))
+            if bar is not None:
+                bar.update(len(ks) * len(part))
+
+
+def _batch(study: "Study", triggers: Sequence[Trigger], numbers: Sequence[int], sampling: Sampling) -> Tensor:
+    """One batch, (S, N, 3, H, W): row r is trigger r mod N, as units of N triggers want it."""
+    prompts = [t.prompt for t in triggers if t.prompt is not None]
+    encoded = iter(study.model.encode_prompts(prompts)) if prompts else iter(())
+    embeds = torch.stack([(t.embeds if t.prompt is None else next(encoded)).to(study.model.unconditional)
+                          for t in triggers])  # fmt: skip
+    with masked(study.model.unet, [t.units or {} for t in triggers]):
+        images = study.model.sample(
+            embeds.repeat(len(numbers), 1, 1),
+            [noise_seed(study.seed, t.id, k) for k in numbers for t in triggers],
+            guidance_scale=sampling.guidance_scale,
+            num_inference_steps=sampling.steps,
+            batch_size=len(triggers) * len(numbers),
+        )
+    return images.unflatten(0, (len(numbers), len(triggers)))
+
+
+def _kept(study: "Study", trigger: Trigger, sampling: Sampling) -> Tensor:
+    """Images of a trigger from the store; a file that is damaged is drawn again."""
+    keys = _image_keys(study, trigger, sampling)
+    found = [study.store.find("image", key) for key in keys]
+    damaged = [k for k, record in enumerate(found) if record is None]
+    if damaged:
+        _draw(study, [trigger], damaged, sampling)
+        found = [study.store.find("image", key) for key in keys]
+    return torch.stack([record.tensors["image"] for record in found]).float() / 255
+
+
+def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
