@@ -8,8 +8,14 @@ from torch.nn import functional as F
 
 from dori.metrics.alignment import attribute_accuracy, clip_alignment, swapped_captions
 from dori.metrics.copy import SSCD, load_descriptor, pairwise, similarity
-from dori.metrics.fidelity import clip_fid, clip_kid, diversity, exceedance, nearest_neighbours
-from dori.metrics.intervals import bootstrap, median_mad, wilson
+from dori.metrics.fidelity import (
+    diversity,
+    exceedance,
+    frechet_distance,
+    kernel_distance,
+    nearest_neighbours,
+)
+from dori.metrics.intervals import bootstrap, jackknife, median_mad, wilson
 from dori.metrics.replication import (
     best_scores,
     first_above,
@@ -123,19 +129,38 @@ def test_sscd_resizes_to_320_and_normalises_by_imagenet(tmp_path):
     torch.testing.assert_close(sscd.embed(grey), F.normalize(torch.tensor([[mean, 320.0]]), dim=1))
 
 
-def test_fid_of_a_set_with_itself_is_zero(tiny_clip):
-    x = images(40)
-    assert clip_fid(tiny_clip, x, x) == pytest.approx(0, abs=1e-4)
-    assert clip_fid(tiny_clip, x, (x * 0.3)) > 1e-4
+def test_frechet_distance_of_a_set_with_itself_is_zero_and_of_a_moved_one_the_square_of_the_move():
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(x, x + 2) == pytest.approx(5 * 2**2, abs=1e-6)
+    assert np.isnan(frechet_distance(x, x[:1]))
 
 
-def test_kid_is_unbiased_and_leaves_the_global_generator_alone(tiny_clip):
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    near = clip_kid(tiny_clip, images(40), images(40, seed=1))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert near == clip_kid(tiny_clip, images(40), images(40, seed=1))
-    assert abs(near.value) < abs(clip_kid(tiny_clip, images(40), images(40) * 0.3).value)
+def test_kernel_distance_of_a_hand_made_case():
+    real, generated = torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([[2.0], [1.0]])
+
+    def kernel(a, b):
+        return (float(a) * float(b) + 1) ** 3
+
+    pairs = [kernel(a, b) for n, a in enumerate(real) for m, b in enumerate(real) if n != m]
+    expected = np.mean(pairs) + kernel(2, 1) - 2 * np.mean([kernel(a, b) for a in real for b in generated])
+    assert kernel_distance(real, generated) == pytest.approx(expected)
+    assert np.isnan(kernel_distance(real, generated[:1]))
+
+
+def test_kernel_distance_is_unbiased():
+    draws = torch.randn(400, 2, 12, 3, generator=torch.Generator().manual_seed(0))
+    found = [kernel_distance(a, b) for a, b in draws]
+    assert min(found) < 0
+    assert abs(np.mean(found)) < 3 * np.std(found) / 400**0.5
+
+
+def test_jackknife_of_a_mean_is_the_standard_error_over_ids():
+    values = np.array([1.0, 1.0, 2.0, 2.0, 6.0, 6.0])  # two of each id
+    found = jackknife(list("aabbcc"), lambda rows: values[rows].mean())
+    error = np.std([1, 2, 6], ddof=1) / 3**0.5
+    assert found == pytest.approx((3, 3 - 1.96 * error, 3 + 1.96 * error, 3))
+    assert np.isnan(jackknife(list("ab"), lambda rows: values[rows].mean()).low)
 
 
 def test_alignment_is_the_cosine_of_image_and_prompt(tiny_clip):

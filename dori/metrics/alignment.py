@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -70,18 +70,6 @@ class ClipScorer:
         )
         text = self.model.text_model(input_ids=tokens.input_ids.to(self.device))
         return F.normalize(self.model.text_projection(text.pooler_output), dim=1).cpu()
-
-
-class ClipImageEncoder(nn.Module):
-    """The image half as a module with `num_features`, the shape torchmetrics asks of a feature extractor."""
-
-    def __init__(self, scorer: ClipScorer) -> None:
-        super().__init__()
-        self.scorer, self.num_features = scorer, int(scorer.model.config.projection_dim)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, num_features)."""
-        return self.scorer.embed_images(images)
 
 
 def clip_alignment(scorer: ClipScorer, images: Tensor, prompts: Sequence[str]) -> Tensor:

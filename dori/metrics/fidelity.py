@@ -1,52 +1,59 @@
 """How good and how varied are generations, and how near do they come to any training image?"""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.image.kid import poly_kernel
 
-from dori.metrics.alignment import ClipImageEncoder, ClipScorer
 from dori.metrics.copy import CopyDescriptor, pairwise, similarity
 from dori.metrics.intervals import Estimate, bootstrap
 
-FID_NAME = (
-    "clip-fid (bundled)"  # FID arithmetic on CLIP's image features, never to be read beside Inception's
-)
+# Fréchet and kernel distance on CLIP's image features, never to be read beside Inception's.
+FID_NAME = "clip-fid (bundled)"
 
 
-def clip_fid(scorer: ClipScorer, real: Tensor, generated: Tensor) -> float:
-    """Fréchet distance of CLIP features of two sets (B, 3, H, W) in [0, 1]; biased upwards for small sets."""
-    metric = FrechetInceptionDistance(feature=ClipImageEncoder(scorer), normalize=True).set_dtype(
-        torch.float64
-    )
-    metric.update(real, real=True)
-    metric.update(generated, real=False)
+class _AsTheyAre(nn.Module):
+    """Stands where torchmetrics expects the network: the features are there already."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet_distance(real: Tensor, generated: Tensor) -> float:
+    """FID (Heusel et al. 2017) of two sets of features, (n, d) and (m, d); biased upwards for small sets.
+
+    NaN where a set has fewer than two images.
+    """
+    if min(len(real), len(generated)) < 2:
+        return float("nan")
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1])).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(generated.double(), real=False)
     return float(metric.compute())
 
 
-def clip_kid(
-    scorer: ClipScorer, real: Tensor, generated: Tensor, *, subsets: int = 50, seed: int = 0
-) -> Estimate:
-    """KID x 1000 of CLIP features (Bińkowski et al. 2018); unbiased, so it may fall below 0."""
-    size = min(len(real), len(generated), 100)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # it warns that features are kept in memory; they are few here
-        torch.manual_seed(seed)  # torchmetrics draws its subsets from the global generator
-        metric = KernelInceptionDistance(
-            feature=ClipImageEncoder(scorer), subsets=subsets, subset_size=size, normalize=True
-        )
-        metric.update(real, real=True)
-        metric.update(generated, real=False)
-        mean, sd = (1000 * float(v) for v in metric.compute())
-    half = 1.96 * sd / np.sqrt(subsets)
-    return Estimate(mean, mean - half, mean + half, min(len(real), len(generated)))
+def kernel_distance(real: Tensor, generated: Tensor) -> float:
+    """KID (Bińkowski et al. 2018) of two sets of features, (n, d) and (m, d), not multiplied by 1000.
+
+    The unbiased estimate over all pairs, so it may fall below 0; no subsets are drawn, as the sets are small
+    and need not be of one size. NaN where a set has fewer than two images.
+    """
+    if min(len(real), len(generated)) < 2:
+        return float("nan")
+    real, generated = real.double(), generated.double()
+    within = 0.0
+    for features in (real, generated):
+        kernel, n = poly_kernel(features, features), len(features)
+        within += float((kernel.sum() - kernel.diagonal().sum()) / (n * (n - 1)))
+    return within - 2 * float(poly_kernel(real, generated).mean())
 
 
 def diversity(descriptor: CopyDescriptor, images: Tensor, ids: Sequence[str]) -> pd.Series:
