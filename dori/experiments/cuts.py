@@ -1,0 +1,87 @@
+"""What the prunings of chapter 2 take, what they cost, and what becomes of an image."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from dori.attack import Attack
+from dori.benchmark import Benchmark
+from dori.drawing import Trigger, drawn, prompt_trigger
+from dori.experiments.fragility import find_units, run_attacks
+from dori.experiments.pruned import BEFORE, Choice, halves, reported, sampling, sizes
+from dori.experiments.replication import regular_prompts
+from dori.experiments.utility import alignment_loss, utility_table
+from dori.metrics.copy import similarity
+from dori.metrics.intervals import Estimate
+from dori.mitigation.units import Units, union
+from dori.study import Study
+
+
+def units_off(study: Study, chosen: Mapping[str, Choice]) -> dict[str, dict[str, Units]]:
+    """What each pruning of the table switches off, by its label and by the id of the test prompt."""
+    test = halves(study)[1]
+    return {label: find_units(study, test, s) for label, s in reported(study, chosen).items()}
+
+
+def layers(off: Mapping[str, Mapping[str, Units]]) -> pd.DataFrame:
+    """`units_off` as a row per pruning, prompt and layer: setting, id, layer, units, eligible, density."""
+    tables = [u.table().assign(setting=label, id=i) for label, sets in off.items() for i, u in sets.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def utility(
+    study: Study, chosen: Mapping[str, Choice], off: Mapping[str, Mapping[str, Units]]
+) -> pd.DataFrame:
+    """`utility.utility_table` of each pruning, of all cuts of a chosen one at once, and of the twin.
+
+    Empty without regular prompts.
+    """
+    regular = regular_prompts(study).head(sizes(study).regular)
+    if not len(regular):
+        return pd.DataFrame(columns=["label", "n"])
+    joint = {f"{c.label}, all cuts": union(off[c.label].values()) for c in chosen.values()}
+    twin = {"twin": study.twin} if study.twin else {}
+    return utility_table(study, regular, {BEFORE: None, **off, **joint, **twin}, sampling=sampling(study))
+
+
+def alignment_lost(table: pd.DataFrame, choice: Choice) -> Estimate:
+    """Share of the prompt alignment that a chosen pruning costs; NaN where `utility` is empty."""
+    unknown = Estimate(np.nan, np.nan, np.nan, 0)
+    return alignment_loss(table, choice.label) if len(table) else unknown
+
+
+def stages(study: Study, choice: Choice | None, n: int = 4) -> list[dict]:
+    """For `plots.comparison_grid`: `n` test prompts as trained, pruned, and searched for; [] for no choice.
+
+    Each stage shows the best of its images, as the memorization rate takes the best.
+    """
+    if choice is None:
+        return []
+    test, budget = halves(study)[1].head(sizes(study).searched[0]), sizes(study).budget
+    off = find_units(study, test, choice.setting)
+    found, _ = run_attacks(study, test, Attack(steps=budget), off)
+    return [_stages(study, test, i, off[i], embeds=found[i].tensors[str(budget)]) for i in list(found)[:n]]
+
+
+def _stages(study: Study, prompts: Benchmark, item: str, off: Units, *, embeds: Tensor) -> dict:
+    """One row of the grid."""
+    original = prompts.images([item], size=study.model.defaults.image_size)
+    triggers = {
+        BEFORE: prompt_trigger(prompts, item),
+        "pruned": prompt_trigger(prompts, item, off),
+        "pruned + search": Trigger(item, embeds, off),
+    }
+    entry = {
+        "prompt": prompts.table.loc[item, "prompt"],
+        "scores": {},
+        "images": {"training image": original[0]},
+    }
+    for stage, (_, images) in zip(
+        triggers, drawn(study, list(triggers.values()), sampling(study)), strict=True
+    ):
+        scores = similarity(study.descriptor.embed(images), study.descriptor.embed(original))[:, 0]
+        entry["scores"][stage] = float(scores.max())
+        entry["images"][stage] = images[int(scores.argmax())]
+    return entry

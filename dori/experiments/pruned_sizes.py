@@ -1,0 +1,77 @@
+"""How much chapter 2 computes at each preset, and the prunings it chooses among."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dori.experiments.fragility import Setting
+from dori.mitigation.nemo import Nemo
+from dori.mitigation.wanda import Wanda
+
+PUBLISHED: tuple[Setting, ...] = (Nemo(), Wanda(0.01), Wanda(0.1))  # those of the paper's table
+CANDIDATES: dict[str, tuple[Setting, ...]] = {
+    "NeMo": (Nemo(), Nemo(refine=False), Nemo(z=2.0), Nemo(z=1.0)),
+    "Wanda": (
+        Wanda(0.01),
+        Wanda(0.1),
+        Wanda(0.1, conditional_only=True),
+        Wanda(0.3, conditional_only=True),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the chapter computes at a preset; None is all there are. Numbers by start follow `attack.INITS`.
+
+    On two cores of a CPU a search of 50 steps takes about five seconds an image, and searches are nearly all
+    of the chapter's time.
+    """
+
+    candidates: Mapping[str, tuple[Setting, ...]]  # by method; one is chosen on the validation half
+    published: tuple[Setting, ...] = PUBLISHED
+    seeds: int | None = None  # images drawn per prompt or embedding
+    searched: tuple[int | None, ...] = (None, None, None)  # images under each chosen pruning
+    compared: tuple[int | None, ...] = (None, None, None)  # under a published setting that was not chosen
+    controls: tuple[int | None, ...] = (None, None, None)  # held-out images, and from the prompt the twin's
+    budget: int = 50  # steps of a search
+    curve: int | None = None  # images of each target behind the curve over the budget
+    budgets: tuple[int, ...] = (0, 10, 25, 50, 100, 200, 500)
+    limited: int | None = None  # images of each target behind each limit
+    tokens: tuple[int, ...] = (1, 2, 4, 8)
+    radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # in distances between two prompts
+    discrete: int | None = None  # images put to the search over tokens
+    regular: int | None = None  # regular prompts behind the utility of each pruned model
+
+
+SIZES = {
+    "smoke": Sizes(
+        candidates={"NeMo": (Nemo(z=1.0),), "Wanda": (Wanda(0.1),)},
+        published=(Wanda(0.01), Wanda(0.1)),
+        seeds=2,
+        searched=(1, 1, 1),
+        compared=(1, 0, 0),
+        controls=(1, 1, 1),
+        budget=1,
+        curve=1,
+        budgets=(0, 1),
+        limited=1,
+        tokens=(1, 4),
+        radii=(0.5,),
+        discrete=1,
+        regular=2,
+    ),
+    "quick": Sizes(
+        candidates=CANDIDATES,
+        seeds=2,
+        searched=(16, 8, 4),
+        compared=(4, 4, 4),
+        controls=(16, 4, 4),
+        curve=4,
+        limited=4,
+        radii=(0.25, 0.5, 1.0),
+        discrete=4,
+        regular=32,
+    ),
+    "full": Sizes(CANDIDATES),
+    "paper": Sizes(CANDIDATES),
+}
