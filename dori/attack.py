@@ -155,7 +155,8 @@ class _Images:
         noise, t = self.draw()
         for k in range(0, self.batch, self.draws_at_once):
             part = slice(k, k + self.draws_at_once)
-            found = self.losses(y, noise[part], t[part]).sum(0) / self.batch
+            each = denoising_losses(self.model, self.x0, y, noise[part], t[part])
+            found = each.sum(0) / self.batch
             gradient += torch.autograd.grad(found.sum(), y)[0]
             loss += found.detach()
         return loss, gradient
@@ -167,14 +168,17 @@ class _Images:
         noise = [torch.randn(shape, generator=g) for g in self.generators]
         return torch.stack(noise, 1).to(self.x0), torch.stack(t, 1).to(self.x0.device)
 
-    def losses(self, y: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """||target - prediction||^2 per latent entry, (draws, n); row r of the batch is image r mod n."""
-        draws, (noise, t) = len(t), (noise.flatten(0, 1), t.flatten())
-        x0, embeds = self.x0.repeat(draws, 1, 1, 1), y.repeat(draws, 1, 1).to(self.model.dtype)
-        error = self.model.predict(self.model.add_noise(x0, noise, t), t, embeds) - self.model.target(
-            x0, noise, t
-        )
-        return error.to(y.dtype).square().flatten(1).mean(1).view(draws, -1)
+
+def denoising_losses(model: TextToImageModel, x0: Tensor, y: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """||target - prediction||^2 per latent entry of each draw and image, (draws, n); differentiable in y.
+
+    x0 (n, C, h, w), y (n, T, D), noise (draws, n, C, h, w), t (draws, n). Row r of the batch is image
+    r mod n, as units of n images want it.
+    """
+    draws, (noise, t) = len(t), (noise.flatten(0, 1), t.flatten())
+    x0, embeds = x0.repeat(draws, 1, 1, 1), y.repeat(draws, 1, 1).to(model.dtype)
+    error = model.predict(model.add_noise(x0, noise, t), t, embeds) - model.target(x0, noise, t)
+    return error.to(y.dtype).square().flatten(1).mean(1).view(draws, -1)
 
 
 def initial_embeds(
