@@ -1,8 +1,11 @@
 """Prompt sets with their training images: a CSV of `id,prompt,image[,kind][,split]`, checked when read."""
 
+import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from torch import Tensor
@@ -10,9 +13,17 @@ from torch import Tensor
 from dori.errors import DoriError
 from dori.images import stack_images
 
+log = logging.getLogger(__name__)
 REQUIRED = ("id", "prompt", "image")
 KINDS = ("verbatim", "template", "none")
 DEFAULTS = {"kind": "verbatim", "split": "test"}  # a file without these columns lists memorized prompts
+
+
+class Skipped(NamedTuple):
+    """A row that was left out, and why."""
+
+    id: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,7 @@ class Benchmark:
     name: str
     path: Path
     table: pd.DataFrame
+    skipped: tuple[Skipped, ...] = ()  # rows of the file that cannot be used, where that was allowed
 
     def __len__(self) -> int:
         return len(self.table)
@@ -49,7 +61,7 @@ class Benchmark:
                     f"{self.path.name} has no column '{column}'; it has {', '.join(self.table.columns)}"
                 )
             keep &= self.table[column].isin(wanted if isinstance(wanted, list | tuple | set) else [wanted])
-        return Benchmark(self.name, self.path, self.table[keep])
+        return dataclasses.replace(self, table=self.table[keep])
 
     def head(self, n: int | None, *, by: Sequence[str] = ()) -> "Benchmark":
         """The first `n` rows (all for None), or the first `n` of each combination of the columns `by`."""
@@ -59,23 +71,34 @@ class Benchmark:
         table = (
             self.table.groupby(columns, sort=False, dropna=False).head(n) if columns else self.table.head(n)
         )
-        return Benchmark(self.name, self.path, table)
+        return dataclasses.replace(self, table=table)
 
 
-def load_benchmark(path: str | Path) -> Benchmark:
-    """Read and check a benchmark; "testbed" and "regular" name the bundled ones.
+def load_benchmark(path: "str | Path | Benchmark", *, strict: bool = True, images: bool = True) -> Benchmark:
+    """Read and check a benchmark; "testbed" and "regular" name the bundled ones, a Benchmark is itself.
 
     Raises DoriError with file and line for: a missing or empty file, a missing column, an empty or doubled
-    id, an empty prompt, an unknown kind, an image that is not there.
+    id, an empty prompt, an unknown kind, an image that is not there (with `images`). With `strict=False` a
+    bad row costs one line of the log and is named in `skipped`; then only a file without a good row raises.
     """
+    if isinstance(path, Benchmark):
+        return path
     path = _resolve(path)
     table = _read_table(path)
     for column, value in DEFAULTS.items():
         if column not in table:
             table[column] = value
-    for check in (_check_ids, _check_prompts, _check_kinds, _check_images):
-        check(path, table)
-    return Benchmark(path.stem, path, table.set_index("id", drop=True))
+    wrong = pd.Series("", index=table.index)
+    for check in (_wrong_ids, _wrong_prompts, _wrong_kinds) + (_wrong_images,) * images:
+        wrong = wrong.where(wrong != "", check(path, table))
+    skipped = [Skipped(table["id"][n], f"{path}, line {n + 2}: {wrong[n]}") for n in wrong.index[wrong != ""]]
+    if skipped and strict:
+        raise DoriError(skipped[0].reason)
+    if len(skipped) == len(table):
+        raise DoriError(f"none of {len(table)} rows can be used: {skipped[0].reason}")
+    for row in skipped:
+        log.warning("%s; left out", row.reason)
+    return Benchmark(path.stem, path, table[wrong == ""].set_index("id"), tuple(skipped))
 
 
 def _resolve(path: str | Path) -> Path:
@@ -112,31 +135,26 @@ def _read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def _first(path: Path, bad: pd.Series, message: str) -> None:
-    """Raise for the first row where `bad` holds; rows count as lines of the file, the header being line 1."""
-    if bad.any():
-        row = int(bad.to_numpy().argmax())
-        raise DoriError(f"{path}, line {row + 2}: {message}")
+def _reasons(bad: pd.Series, reasons: pd.Series | str) -> pd.Series:
+    """The reason where a row is bad, "" where it is not; rows count as lines of the file from 2 on."""
+    return pd.Series("", index=bad.index).mask(bad, reasons)
 
 
-def _check_ids(path: Path, table: pd.DataFrame) -> None:
-    _first(path, table["id"].str.strip() == "", "empty id")
-    twice = table["id"].duplicated()
-    _first(path, twice, f"id '{table['id'][twice].iloc[0] if twice.any() else ''}' appears twice")
+def _wrong_ids(path: Path, table: pd.DataFrame) -> pd.Series:
+    twice = _reasons(table["id"].duplicated(), "id '" + table["id"] + "' appears twice")
+    return twice.mask(table["id"].str.strip() == "", "empty id")
 
 
-def _check_prompts(path: Path, table: pd.DataFrame) -> None:
-    _first(path, table["prompt"].str.strip() == "", "empty prompt")
+def _wrong_prompts(path: Path, table: pd.DataFrame) -> pd.Series:
+    return _reasons(table["prompt"].str.strip() == "", "empty prompt")
 
 
-def _check_kinds(path: Path, table: pd.DataFrame) -> None:
-    odd = ~table["kind"].isin(KINDS)
-    _first(path, odd, f"kind '{table['kind'][odd].iloc[0] if odd.any() else ''}'; use {', '.join(KINDS)}")
+def _wrong_kinds(path: Path, table: pd.DataFrame) -> pd.Series:
+    return _reasons(~table["kind"].isin(KINDS), "kind '" + table["kind"] + f"'; use {', '.join(KINDS)}")
 
 
-def _check_images(path: Path, table: pd.DataFrame) -> None:
-    web = table["image"].str.match(r"https?://")
-    _first(path, web, "images at web addresses are not fetched yet; download them and give paths")
+def _wrong_images(path: Path, table: pd.DataFrame) -> pd.Series:
     absent = ~table["image"].map(lambda image: (path.parent / image).is_file())
-    name = table["image"][absent].iloc[0] if absent.any() else ""
-    _first(path, absent, f"image '{name}' does not exist; paths are relative to the CSV")
+    reasons = "image '" + table["image"] + "' does not exist; paths are relative to the CSV"
+    web = "images at web addresses are not fetched yet; download them and give paths"
+    return _reasons(absent, reasons.mask(table["image"].str.match(r"https?://"), web))

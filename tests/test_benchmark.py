@@ -78,3 +78,36 @@ def test_an_unreadable_image_is_named(tmp_path, content):
 def test_a_missing_benchmark_says_what_is_wanted(tmp_path):
     with pytest.raises(DoriError, match="id, prompt, image"):
         load_benchmark(tmp_path / "none.csv")
+
+
+def test_bad_rows_are_left_out_where_that_is_allowed_and_named(tmp_path, caplog):
+    more = [
+        {"id": "a", "prompt": "noon", "image": "c.png"},
+        {"id": "d", "prompt": "", "image": "d.png"},
+        {"id": "e", "prompt": "dusk", "image": "e.png"},
+    ]
+    path = write_benchmark(tmp_path, rows() + more)
+    (tmp_path / "e.png").unlink()
+    bench = load_benchmark(path, strict=False)
+    assert bench.ids == ["a", "b"]
+    assert bench.prompts() == ["red boat", "dawn"]
+    assert [row.id for row in bench.skipped] == ["a", "d", "e"]
+    reasons = [row.reason for row in bench.select(kind="verbatim").head(1).skipped]
+    assert [r.removeprefix(f"{path}, ") for r in reasons] == [
+        "line 4: id 'a' appears twice",
+        "line 5: empty prompt",
+        "line 6: image 'e.png' does not exist; paths are relative to the CSV",
+    ]
+    assert [r.message for r in caplog.records] == [f"{reason}; left out" for reason in reasons]
+
+
+def test_images_need_not_be_there_for_a_method_that_reads_none(tmp_path):
+    path = write_benchmark(tmp_path, rows())
+    (tmp_path / "a.png").unlink()
+    assert load_benchmark(path, images=False).ids == ["a", "b"]
+
+
+def test_a_file_of_bad_rows_alone_is_refused(tmp_path):
+    path = write_benchmark(tmp_path, rows(kind="odd"))
+    with pytest.raises(DoriError, match=r"none of 2 rows can be used: .*line 2: kind ''"):
+        load_benchmark(path, strict=False)
