@@ -1,19 +1,30 @@
 """`dori …`: the study without a notebook. Mistakes cost one line on stderr and exit code 2."""
 
+from __future__ import annotations
+
+import contextlib
+import dataclasses
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from dori.errors import DoriError
+from dori.terminal import attack_table, evaluation_table, units_table, warnings_as_lines
+
+if TYPE_CHECKING:  # torch and diffusers load with the first command that needs them
+    from dori.benchmark import Benchmark
+    from dori.study import Study
 
 app = typer.Typer(name="dori", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
+INTERRUPTED = 130  # as a shell says it
 
 ModelOption = Annotated[
     str, typer.Option(help="testbed, twin, a diffusers directory, a .safetensors file or a Hub id")
@@ -23,6 +34,13 @@ BenchmarkOption = Annotated[
 ]
 PresetOption = Annotated[str, typer.Option(help="smoke, quick, full or paper: prompts, seeds and steps")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
+RunOption = Annotated[Path, typer.Option(help="run directory; a second run computes only what is missing")]
+RegularOption = Annotated[
+    str | None, typer.Option(help="CSV of prompts that are not memorized", show_default="rows of kind none")
+]
+DescriptorOption = Annotated[str, typer.Option(help="bundled, or the path of an SSCD TorchScript file")]
+SeedOption = Annotated[int, typer.Option(help="seed of the run's noise")]
+SeedsOption = Annotated[int | None, typer.Option(min=1, help="images per prompt", show_default="preset")]
 
 
 @app.callback()
@@ -32,42 +50,147 @@ def _dori() -> None:
 
 @app.command()
 def evaluate(
-    out: Annotated[Path, typer.Option(help="run directory; a second run computes only what is missing")],
+    out: RunOption,
     model: ModelOption = "testbed",
     benchmark: BenchmarkOption = "testbed",
     *,
     preset: PresetOption = "paper",
     device: DeviceOption = "auto",
-    descriptor: Annotated[
-        str, typer.Option(help="bundled, or the path of an SSCD TorchScript file")
-    ] = "bundled",
-    seed: Annotated[int, typer.Option(help="seed of the run's noise")] = 0,
-    seeds: Annotated[int | None, typer.Option(min=1, help="images per prompt [preset]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="DDIM steps [preset, else the model's]")] = None,
+    descriptor: DescriptorOption = "bundled",
+    seed: SeedOption = 0,
+    seeds: SeedsOption = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="DDIM steps", show_default="preset, else the model's")
+    ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="guidance scale [the model's]; 1: no guidance")
+        float | None, typer.Option(help="guidance scale; 1: no guidance", show_default="the model's")
     ] = None,
 ) -> None:
     """Draw images for every prompt, score them against the training images, write results and summary."""
-    from dori.benchmark import (
-        load_benchmark,
-    )  # torch and diffusers load with the first command that needs them
     from dori.experiments.evaluate import evaluate as run
-    from dori.study import find_preset, open_study
+    from dori.experiments.runfiles import claim
 
-    prompts = find_preset(preset).pick(load_benchmark(benchmark))
-    study = open_study(
-        model=model,
-        benchmark=benchmark,
-        preset=preset,
-        seed=seed,
-        device=device,
-        run_dir=out,
-        descriptor=descriptor,
+    prompts, picked = _prompts(benchmark, preset)
+    claim(out, "evaluate")
+    study = _study(
+        prompts, model=model, preset=preset, device=device, descriptor=descriptor, seed=seed, run_dir=out
     )
-    summary = run(study, prompts, study.sampling(seeds=seeds, guidance_scale=guidance, steps=steps))
-    console.print(summary_table(summary))
-    console.print(f"{out / 'summary.json'}, {study.store.computed} records computed in this run")
+    summary = run(study, picked, study.sampling(seeds=seeds, guidance_scale=guidance, steps=steps))
+    _report(study, summary, evaluation_table(summary))
+
+
+@app.command()
+def attack(
+    out: RunOption,
+    model: ModelOption = "testbed",
+    benchmark: BenchmarkOption = "testbed",
+    *,
+    method: Annotated[str, typer.Option(help="dori, or unlearndiff: words before the caption")] = "dori",
+    init: Annotated[
+        str | None, typer.Option(help="dori: start at prompt, random or regular", show_default="prompt")
+    ] = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option(help="dori: attack steps; several as 10,25,50 or option by option", show_default="50"),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="learning rate of Adam", show_default="as published")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="dori: draws of noise and timestep at each step", show_default="8")
+    ] = None,
+    free_tokens: Annotated[
+        int | None,
+        typer.Option(help="dori: positions that may move, first after BOS", show_default="all, BOS too"),
+    ] = None,
+    radius: Annotated[
+        float | None, typer.Option(help="dori: greatest L2 distance from the start", show_default="no limit")
+    ] = None,
+    timesteps: Annotated[
+        int | None, typer.Option(help="unlearndiff: timesteps visited", show_default="preset, else 50")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="unlearndiff: iterations on each", show_default="preset, else 40")
+    ] = None,
+    units: Annotated[
+        Path | None, typer.Option(help="units.safetensors to switch off in the model for all images")
+    ] = None,
+    regular: RegularOption = None,
+    preset: PresetOption = "paper",
+    device: DeviceOption = "auto",
+    descriptor: DescriptorOption = "bundled",
+    seed: SeedOption = 0,
+    seeds: SeedsOption = None,
+) -> None:
+    """Search for triggers that bring each training image back, draw what they give, and score it."""
+    from dori.experiments.attack import attack as run
+    from dori.experiments.attack import find_plan, pruned
+    from dori.experiments.runfiles import claim
+
+    given = {"init": init, "steps": _whole_numbers(steps), "lr": lr, "batch": batch, "radius": radius}
+    given |= {"free_tokens": free_tokens, "timesteps": timesteps, "iterations": iterations}
+    plan = find_plan(method, preset, given)
+    prompts, picked = _prompts(benchmark, preset, attacked=True)
+    claim(out, "attack")
+    study = _study(
+        prompts,
+        regular,
+        model=model,
+        preset=preset,
+        device=device,
+        descriptor=descriptor,
+        seed=seed,
+        run_dir=out,
+    )
+    study = pruned(study, units) if units else study
+    summary = run(study, picked, plan, study.sampling(seeds=seeds))
+    _report(study, summary, attack_table(summary))
+
+
+@app.command()
+def mitigate(
+    out: Annotated[Path, typer.Option(help="directory of the mitigated model; appears whole or not at all")],
+    method: Annotated[str, typer.Option(help="nemo or wanda")],
+    model: ModelOption = "testbed",
+    benchmark: BenchmarkOption = "testbed",
+    *,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="kinds of prompts to mitigate", show_default="verbatim, template")
+    ] = None,
+    z: Annotated[float | None, typer.Option(help="nemo: a fixed z-score", show_default="a search")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="wanda: greatest share of a row at each step", show_default="0.01")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="wanda: DDIM steps whose masks are united", show_default="10")
+    ] = None,
+    conditional_only: Annotated[
+        bool | None, typer.Option("--conditional-only", help="wanda: leave out guidance's other half")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="wanda: regular, to compare with", show_default="the empty prompt")
+    ] = None,
+    regular: RegularOption = None,
+    preset: PresetOption = "paper",
+    device: DeviceOption = "auto",
+) -> None:
+    """Prune one set of units for all prompts and save the model as a plain diffusers directory."""
+    from dori.experiments.mitigate import check_target, find_setting, workplace
+    from dori.experiments.mitigate import mitigate as run
+
+    given = {"z": z, "sparsity": sparsity, "steps": steps, "conditional_only": conditional_only}
+    given["reference"] = reference
+    setting, out = find_setting(method, given), out.expanduser().resolve()
+    check_target(out, model)
+    prompts, picked = _prompts(benchmark, preset, kinds=kind or ["verbatim", "template"], images=False)
+    try:
+        study = _study(prompts, regular, model=model, preset=preset, device=device, run_dir=workplace(out))
+    finally:
+        with contextlib.suppress(OSError):
+            workplace(out).rmdir()  # nothing is left of a model that cannot be loaded
+    found = run(study, picked, setting, out)
+    console.print(units_table(found, f"{study.model.name}, {len(picked)} prompts"))
+    console.print(f"{out}, {len(picked.skipped)} rows skipped")
 
 
 @app.command()
@@ -88,18 +211,52 @@ def check() -> None:
     console.print(table)
 
 
-def summary_table(summary: dict) -> Table:
-    """The figures of summary.json for a terminal."""
-    title = (
-        f"{summary['model']}, {summary['descriptor']} > {summary['threshold']:.2f}, {summary['seeds']} seeds"
-    )
-    table = Table("kind", "n", "MR [95 %]", "MR over images", "best score", title=title, show_edge=False)
-    for kind, found in summary["by_kind"].items():
-        mr = found["mr"]
-        interval = f"{mr['value']:.3f} [{mr['low']:.3f}, {mr['high']:.3f}]"
-        best = f"{found['best_score_median']:.2f} ± {found['best_score_mad']:.2f}"
-        table.add_row(kind, str(mr["n"]), interval, f"{found['mr_mean']['value']:.3f}", best)
-    return table
+def _report(study: Study, summary: dict, table: Table) -> None:
+    """The table, and where its files are."""
+    console.print(table)
+    where, skipped = study.store.directory / "summary.json", summary["skipped"]["n"]
+    console.print(f"{where}: {study.store.computed} records computed in this run, {skipped} rows skipped")
+
+
+def _prompts(
+    benchmark: str,
+    preset: str,
+    *,
+    kinds: Sequence[str] = (),
+    images: bool = True,
+    attacked: bool = False,
+) -> tuple[Benchmark, Benchmark]:
+    """All usable rows of a benchmark, and those that the preset and `kinds` leave."""
+    from dori.benchmark import load_benchmark
+    from dori.study import find_preset
+
+    size, prompts = find_preset(preset), load_benchmark(benchmark, strict=False, images=images)
+    picked = size.pick(prompts.select(kind=list(kinds)) if kinds else prompts)
+    if attacked:
+        picked = picked.head(size.attacked, by=["kind", "copies"])
+    if not len(picked):
+        raise DoriError(f"{prompts.path} has no prompts of kind {', '.join(kinds)}")
+    return prompts, picked
+
+
+def _study(prompts: Benchmark, regular: str | None = None, **parameters: object) -> Study:
+    """The study of a benchmark; regular prompts from a file, else its own or the testbed's."""
+    from dori.benchmark import load_benchmark
+    from dori.study import open_study
+
+    found = load_benchmark(regular, strict=False, images=False) if regular else None
+    study = open_study(benchmark=prompts, **parameters)
+    if found is None and study.bundled and not len(study.regular):
+        found = load_benchmark("regular")
+    return study if found is None else dataclasses.replace(study, regular=found)
+
+
+def _whole_numbers(given: Sequence[str] | None) -> tuple[int, ...] | None:
+    """["10,25", "50"] -> (10, 25, 50)."""
+    try:
+        return None if given is None else tuple(int(number) for text in given for number in text.split(","))
+    except ValueError:
+        raise DoriError(f"steps '{' '.join(given)}': give whole numbers, as in 10,25,50") from None
 
 
 def _add_testbed() -> None:
@@ -113,7 +270,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, 2 for anything the user can mend, 130 for an interruption."""
     try:
         _add_testbed()
-        code = app(args=arguments, standalone_mode=False)
+        with warnings_as_lines():
+            code = app(args=arguments, standalone_mode=False)
+        if code == INTERRUPTED:  # typer catches Ctrl-C itself, and says nothing
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except DoriError as error:
         return _fail(str(error))
@@ -123,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(" ".join(error.format_message().split()) + " (see --help)")
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("dori: interrupted; the same command goes on from here", err=True)
-        return 130
+        return INTERRUPTED
 
 
 def _fail(line: str) -> int:

@@ -1,6 +1,7 @@
 """Small pipelines built from configs (random weights, no download), a stand-in descriptor, a benchmark."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,53 @@ def write_benchmark(folder: Path, rows: list[dict] | None = None, *, size: int =
 @pytest.fixture
 def benchmark_csv(tmp_path) -> Path:
     return write_benchmark(tmp_path / "bench")
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, descriptor, tiny_dir, benchmark_csv, tmp_path):
+    """Call `dori NAME` with the tiny model and benchmark unless told otherwise: code, stdout, stderr.
+
+    A list gives an option several times, True makes it a flag, None leaves it out.
+    """
+    from dori.cli import main
+
+    monkeypatch.setattr("dori.study.load_descriptor", lambda *_, **__: descriptor)
+
+    def call(name, **options):
+        given = {"model": tiny_dir, "benchmark": benchmark_csv, "out": tmp_path / "run"}
+        given |= {"preset": "smoke", "device": "cpu", **options}
+        arguments = [name]
+        for option, value in given.items():
+            flag = "--" + option.replace("_", "-")
+            values = value if isinstance(value, list) else [] if value is None else [value]
+            arguments += [flag if v is True else f"{flag}={v}" for v in values]
+        return main(arguments), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def no_attention_dir(tiny_dir, tmp_path) -> Path:
+    """The tiny pipeline with a UNet that has no cross-attention."""
+    path = shutil.copytree(tiny_dir, tmp_path / "no-attention")
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    shutil.rmtree(path / "unet")
+    unet.save_pretrained(path / "unet")
+    return path
+
+
+def one_line(result: tuple[int, str, str]) -> str:
+    """The one line on stderr that a mistake costs."""
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("dori: ")
+    assert err.count("\n") == 1, err
+    return err

@@ -1,43 +1,25 @@
 """Bad input costs one line on stderr and exit code 2; good input writes the files of contract 4."""
 
+import functools
 import json
 import shutil
 
 import pandas as pd
 import pytest
 import torch
+from conftest import one_line
 
 from dori.cli import main
 from dori.model import TextToImageModel
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, descriptor, tiny_dir, benchmark_csv, tmp_path):
-    """Call `dori evaluate` with the tiny model and benchmark unless told otherwise: code, stdout, stderr."""
-    monkeypatch.setattr("dori.study.load_descriptor", lambda *_, **__: descriptor)
-
-    def call(*more, **options):
-        given = {
-            "model": tiny_dir,
-            "benchmark": benchmark_csv,
-            "out": tmp_path / "run",
-            "preset": "smoke",
-            "device": "cpu",
-        }
-        arguments = [f"--{name}={value}" for name, value in {**given, **options}.items() if value is not None]
-        code = main(["evaluate", *arguments, *more])
-        return code, *capsys.readouterr()
-
-    return call
+def run(command):
+    """Call `dori evaluate`."""
+    return functools.partial(command, "evaluate")
 
 
-def one_line(result):
-    code, out, err = result
-    assert code == 2
-    assert out == ""
-    assert err.startswith("dori: ")
-    assert err.count("\n") == 1, err
-    return err
+SKIPPED = ("line 8: id 'i0' appears twice", "line 9: empty prompt", "3.png: not a readable image")
 
 
 def test_evaluate_writes_results_summary_and_provenance(run, tmp_path):
@@ -79,15 +61,33 @@ def test_an_empty_or_odd_benchmark(run, tmp_path, text):
     assert "b.csv" in one_line(run(benchmark=tmp_path / "b.csv"))
 
 
-def test_doubled_ids(run, benchmark_csv):
+def test_bad_rows_cost_a_line_each_and_the_others_go_on(run, benchmark_csv, tmp_path):
     lines = benchmark_csv.read_text().splitlines()
-    benchmark_csv.write_text("\n".join([*lines, lines[1]]) + "\n")
-    assert "line 8: id 'i0' appears twice" in one_line(run())
-
-
-def test_an_unreadable_image(run, benchmark_csv):
+    benchmark_csv.write_text("\n".join([*lines, lines[1], lines[2].replace("i1,noon vesta", "i9,")]) + "\n")
     (benchmark_csv.parent / "3.png").write_bytes(b"no picture")
-    assert "3.png: not a readable image" in one_line(run())
+    code, out, err = run()
+    assert code == 0
+    assert "3 rows skipped" in " ".join(out.split())
+    for reason, line in zip(SKIPPED, err.splitlines(), strict=True):
+        assert line.startswith("dori: ")
+        assert reason in line
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["n"], summary["skipped"]["n"]) == (5, 3)
+    assert [row["id"] for row in summary["skipped"]["rows"]] == ["i0", "i9", "i3"]
+    assert set(pd.read_csv(tmp_path / "run" / "results.csv")["id"]) == {"i0", "i1", "i2", "i4", "i5"}
+
+
+def test_a_benchmark_without_a_readable_image(run, benchmark_csv):
+    for image in benchmark_csv.parent.glob("*.png"):
+        image.write_bytes(b"no picture")
+    code, _, err = run()
+    assert code == 2
+    assert "none of 6 rows can be used" in err
+
+
+def test_a_directory_of_another_command_is_refused(run, command):
+    assert run()[0] == 0
+    assert "holds the results of `dori evaluate`" in one_line(command("attack"))
 
 
 def test_a_model_that_is_not_here(run, tmp_path):

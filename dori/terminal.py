@@ -1,0 +1,75 @@
+"""What the command line shows: figures of a summary, units of a model, a line for each warning."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+from rich.table import Table
+
+if TYPE_CHECKING:  # torch loads with the first command that needs it
+    from dori.mitigation.units import Units
+
+
+def evaluation_table(summary: dict) -> Table:
+    """The figures of an evaluation's summary.json for a terminal."""
+    table = _rates_table(summary, "kind")
+    for kind, found in summary["by_kind"].items():
+        table.add_row(kind, *_rates(found))
+    return table
+
+
+def attack_table(summary: dict) -> Table:
+    """The figures of an attack's summary.json; `moved` is the median L2 distance from the start."""
+    table = _rates_table(summary, "kind", "steps", more=["moved"])
+    for kind, by_steps in summary["by_kind"].items():
+        for steps, found in by_steps.items():
+            table.add_row(kind, steps, *_rates(found), f"{found['moved_median']:.2f}")
+    return table
+
+
+def units_table(units: Units, title: str) -> Table:
+    """Units switched off in each layer."""
+    table = Table("layer", "off", "eligible", "share", title=title, show_edge=False)
+    for layer, off, eligible, density in units.table().itertuples(index=False):
+        short = layer.replace("transformer_blocks.", "").replace("attentions.", "")
+        table.add_row(short, str(off), str(eligible), f"{100 * density:.2f} %")
+    table.add_section()
+    table.add_row("all", str(units.count), str(units.size), f"{100 * units.density:.2f} %")
+    return table
+
+
+def _rates_table(summary: dict, *columns: str, more: Sequence[str] = ()) -> Table:
+    title = (
+        f"{summary['model']}, {summary['descriptor']} > {summary['threshold']:.2f}, {summary['seeds']} seeds"
+    )
+    rates = ("n", "MR [95 %]", "MR over images", "best score")
+    return Table(*columns, *rates, *more, title=title, show_edge=False)
+
+
+def _rates(found: dict) -> tuple[str, ...]:
+    mr = found["mr"]
+    interval = f"{mr['value']:.3f} [{mr['low']:.3f}, {mr['high']:.3f}]"
+    best = f"{found['best_score_median']:.2f} ± {found['best_score_mad']:.2f}"
+    return str(mr["n"]), interval, f"{found['mr_mean']['value']:.3f}", best
+
+
+class _Lines(logging.Handler):
+    """Warnings as the errors are shown: a line of stderr each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"dori: {record.getMessage()}", err=True)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show what `dori` logs while the block runs."""
+    handler, logger = _Lines(), logging.getLogger("dori")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
