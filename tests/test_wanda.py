@@ -89,7 +89,19 @@ def test_the_joint_mask_is_made_of_pooled_norms(tiny_model):
     assert joint != union(wanda(tiny_model, embeds, settings=settings))
 
 
-def test_impossible_settings_are_refused(tiny_model):
-    for settings in (Wanda(0), Wanda(2.0), Wanda(steps=0)):
-        with pytest.raises(DoriError, match="Wanda"):
-            wanda(tiny_model, tiny_model.unconditional, settings=settings)
+def test_the_reference_may_be_another_caption(tiny_model):
+    embeds, settings = tiny_model.encode_prompts(PROMPTS), Wanda(0.1, steps=1, reference="regular")
+    with pytest.raises(DoriError, match="give their embeddings"):
+        wanda(tiny_model, embeds, settings=settings)
+    same = wanda(tiny_model, embeds, settings=settings, reference_embeds=embeds)
+    assert [units.count for units in same] == [0, 0]
+    (other,) = wanda(tiny_model, embeds[:1], settings=settings, reference_embeds=embeds[1:])
+    name, layer = next(iter(tiny_model.ffn_layers().items()))
+    norms = [column_norms(tiny_model, e[None], settings)[name][0] for e in embeds]
+    assert torch.equal(other[name], wanda_mask(layer.weight, *norms, 0.1))
+
+
+@pytest.mark.parametrize("setting", [{"sparsity": 0}, {"sparsity": 2.0}, {"steps": 0}, {"reference": "none"}])
+def test_impossible_settings_are_refused(setting):
+    with pytest.raises(DoriError, match="Wanda"):
+        Wanda(**setting)

@@ -4,44 +4,31 @@ Attacks, prunings and what pruning costs, each a tidy table; every item is compu
 """
 
 import dataclasses
-import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
-from dori.attack import PAPER, Attack, dori_attack, initial_embeds
+from dori.attack import PAPER, Attack
 from dori.benchmark import Benchmark
-from dori.drawing import (
-    Sampling,
-    Trigger,
-    decided_by,
-    digest,
-    drawn,
-    noise_seed,
-    progress,
-    prompt_trigger,
-    rows_at_once,
-    score_triggers,
-    stored_images,
-)
+from dori.drawing import Sampling, Trigger, drawn, prompt_trigger, score_triggers, stored_images
 from dori.errors import DoriError
+from dori.experiments.searches import run_attacks, run_unlearndiff
+from dori.experiments.selections import Setting, find_units, named
 from dori.metrics.alignment import ClipScorer, clip_alignment
 from dori.metrics.replication import memorization_rate
-from dori.mitigation.nemo import Nemo, activation_statistics, nemo
-from dori.mitigation.signature import calibrate
 from dori.mitigation.units import Units
-from dori.mitigation.wanda import Wanda, wanda
 from dori.store import Record
 from dori.study import Study
+from dori.unlearndiff import UnlearnDiff
 
-log = logging.getLogger(__name__)
-Setting = Nemo | Wanda
-CALIBRATION = 64  # held-out prompts behind NeMo's threshold
-CPU_ATTACKED = 16  # images attacked at once on a CPU, 128 rows of the UNet
+YARDSTICK = 64  # regular prompts whose distances are the unit of radii
+MOVED = ["steps", "loss", "moved", "cosine"]
+TOKEN_BUDGETS = {  # quick: 400 passes of one row, as many as 50 steps of 8 draws; looked at four times
+    "smoke": UnlearnDiff(timesteps=2, iterations=2),
+    "quick": UnlearnDiff(timesteps=20, iterations=20, look_every=5),
+}
 
 
 def attack_table(
@@ -57,17 +44,13 @@ def attack_table(
     The images start from noise the attack never saw, at the model's default sampling. With `units` (id ->
     set) each image is attacked and drawn under its own pruning. A row per image, seed and number of steps:
     id, seed, score, replicated, the benchmark's columns, init, steps, loss (mean of the last ten), moved (L2
-    from the start), cosine (to the start). Images that cannot be read or whose loss is not finite are left
-    out, logged, and named in `attrs["skipped"]`.
+    from the start), cosine (to the start), attacker. Images that cannot be read or whose loss is not finite
+    are left out, logged, and named in `attrs["skipped"]`.
     """
     units = units or {}
     found, skipped = run_attacks(study, prompts, plan, units)
-    parts = []
-    for step in plan.steps:
-        triggers = [Trigger(i, r.tensors[str(step)], units.get(i)) for i, r in found.items()]
-        about = pd.DataFrame([_moved(i, r, step) for i, r in found.items()], columns=["id", *MOVED])
-        parts.append(score_triggers(study, prompts, triggers, sampling).merge(about, on="id", how="left"))
-    table = pd.concat(parts, ignore_index=True).assign(init=plan.init)
+    parts = [_scored(study, prompts, found, s, units=units, sampling=sampling) for s in plan.steps]
+    table = pd.concat(parts, ignore_index=True).assign(init=plan.init, attacker="DoRI")
     table.attrs["skipped"] = skipped
     return table
 
@@ -100,90 +83,76 @@ def attack_controls(
     return pd.concat(parts, ignore_index=True)
 
 
-def run_attacks(
-    study: Study, prompts: Benchmark, plan: Attack, units: Mapping[str, Units]
-) -> tuple[dict[str, Record], dict[str, str]]:
-    """Found embeddings by id (tensors: start, and each number of steps), and why other ids were skipped.
+def prompt_distance(study: Study, n: int = YARDSTICK) -> float:
+    """Median L2 distance between the embeddings (all T x D numbers) of two of the first `n` regular prompts.
 
-    Raises DoriError if nothing could be attacked.
+    Raises DoriError with fewer than two.
     """
-    jobs, skipped = _jobs(study, prompts, plan, units)
-    todo = [job for job in jobs if study.store.find("attack", job.key) is None]
-    size = CPU_ATTACKED if study.model.device.type == "cpu" else max(CPU_ATTACKED, rows_at_once(study))
-    with progress(len(todo), "attack") as bar:
-        for part in (todo[k : k + size] for k in range(0, len(todo), size)):
-            _attack(study, plan, part)
-            bar.update(len(part))
-    found = {job.id: study.store.find("attack", job.key) for job in jobs}
-    skipped |= {i: "the loss is not finite" for i, r in found.items() if r.values["failed"]}
-    for i, reason in skipped.items():
-        log.warning("%s: %s; left out", i, reason)
-    if len(skipped) == len(prompts):
-        reason = next(iter(skipped.values()), "none was given")
-        raise DoriError(f"none of {len(prompts)} images could be attacked: {reason}")
-    return {i: r for i, r in found.items() if i not in skipped}, skipped
+    prompts = study.regular.head(n).prompts()
+    if len(prompts) < 2:
+        raise DoriError(f"the distance between two regular prompts needs two; there are {len(prompts)}")
+    vectors = study.model.encode_prompts(prompts).flatten(1).float().cpu()
+    return float(torch.pdist(vectors).median())
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Job:
-    """One image to attack."""
+def limits_table(
+    study: Study,
+    memorized: Benchmark,
+    held_out: Benchmark,
+    plan: Attack = PAPER,
+    *,
+    tokens: Sequence[int] = (1, 2, 4, 8),
+    radii: Sequence[float] = (0.1, 0.25, 0.5, 1.0),
+    steps: int | None = None,
+    **more,
+) -> pd.DataFrame:
+    """Does the trigger need room? The attack with few free tokens, and within a radius, on all three targets.
 
-    id: str
-    image: Tensor  # (3, H, W)
-    start: Tensor  # (T, D)
-    seed: int
-    units: Units | None
-    key: dict  # all that decides the result
-
-
-def _jobs(
-    study: Study, prompts: Benchmark, plan: Attack, units: Mapping[str, Units]
-) -> tuple[list[_Job], dict[str, str]]:
-    """What to attack, and one line for each image that cannot be read."""
-    jobs, skipped = [], {}
-    for i, prompt in zip(prompts.ids, prompts.prompts(), strict=True):
-        try:
-            image = prompts.images([i], size=study.model.defaults.image_size)[0]
-        except DoriError as error:
-            skipped[i] = str(error)
-            continue
-        seed, off = noise_seed(study.seed, f"attack/{plan.init}/{i}", 0), units.get(i)
-        regular = list(study.regular.table["prompt"].drop(i, errors="ignore"))  # not a held-out image's own
-        start = initial_embeds(study.model, plan.init, prompts=[prompt], seeds=[seed], regular=regular)[0]
-        key = {"image": digest(image), "start": digest(start), "noise": seed, **dataclasses.asdict(plan)}
-        key |= {"units": off.fingerprint if off else None, **decided_by(study)}
-        jobs.append(_Job(i, image, start, seed, off, key))
-    return jobs, skipped
+    Radii are in units of `prompt_distance`; `steps` replaces the plan's; `more` goes to `attack_controls`.
+    Numbers of tokens that the model does not have are left out. Rows as `attack_controls`, and `limit`.
+    """
+    plan = plan if steps is None else dataclasses.replace(plan, steps=steps)
+    unit = prompt_distance(study) if radii else 0.0
+    room = study.model.unconditional.shape[1] - 1  # BOS does not move
+    limits = {f"{k} token{'s' * (k > 1)}": {"free_tokens": k} for k in tokens if k <= room}
+    limits |= {f"radius {r:g}": {"radius": r * unit} for r in radii}
+    parts = [
+        attack_controls(study, memorized, held_out, dataclasses.replace(plan, **one), **more).assign(
+            limit=label
+        )
+        for label, one in limits.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
-def _attack(study: Study, plan: Attack, jobs: Sequence[_Job]) -> None:
-    """Attack one batch of images and store each."""
-    result = dori_attack(
-        study.model,
-        study.model.encode_images(torch.stack([job.image for job in jobs])),
-        torch.stack([job.start for job in jobs]),
-        plan,
-        seeds=[job.seed for job in jobs],
-        units=[job.units or {} for job in jobs],
-    )
-    for n, job in enumerate(jobs):
-        tensors = {"start": job.start.float()} | {str(s): y[n].clone() for s, y in result.saved.items()}
-        values = {"losses": result.losses[n].tolist(), "failed": bool(result.failed[n])}
-        study.store.save("attack", job.key, Record(values, tensors))
+def unlearndiff_table(
+    study: Study,
+    prompts: Benchmark,
+    plan: UnlearnDiff | None = None,
+    *,
+    units: Mapping[str, Units] | None = None,
+    sampling: Sampling | None = None,
+) -> pd.DataFrame:
+    """UnlearnDiffAtk on each row's training image: rows as `attack_table`, and `text`, the tokens found.
 
-
-def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, Units]:
-    """What a method switches off for each prompt, by id."""
-    decides = {**decided_by(study), "method": type(setting).__name__, **dataclasses.asdict(setting)}
-    if isinstance(setting, Nemo):
-        decides["regular"] = hashlib.sha256("\n".join(study.regular.prompts()).encode()).hexdigest()[:16]
-    keys = {i: {**decides, "prompt": p} for i, p in zip(prompts.ids, prompts.prompts(), strict=True)}
-    todo = [i for i in prompts.ids if study.store.find("units", keys[i]) is None]
-    for part in (todo[k : k + CPU_ATTACKED] for k in range(0, len(todo), CPU_ATTACKED)):
-        found = _select(study, study.model.encode_prompts(prompts.prompts(part)), setting)
-        for i, units in zip(part, found, strict=True):
-            study.store.save("units", keys[i], Record({"count": units.count}, dict(units)))
-    return {i: Units(study.store.find("units", key).tensors) for i, key in keys.items()}
+    `steps` are iterations; a search ends at the first look that gives the training image and its rows are
+    repeated for later looks, so the last look is the result. The prompt alone is not among the rows. The plan
+    is the published one, in the presets smoke and quick TOKEN_BUDGETS'.
+    """
+    plan, units = plan or TOKEN_BUDGETS.get(study.preset.name, UnlearnDiff()), units or {}
+    found, skipped = run_unlearndiff(study, prompts, plan, units)
+    parts, ended = [], pd.DataFrame()
+    for step in plan.looks:
+        looked = {i: r for i, r in found.items() if ended.empty or i not in set(ended["id"])}
+        if looked:
+            part = _scored(study, prompts, looked, step, units=units, sampling=sampling)
+            texts = {i: r.values["text"][str(step)] for i, r in looked.items()}
+            ended = pd.concat([ended, part.assign(text=part["id"].map(texts))], ignore_index=True)
+        parts.append(ended.assign(steps=step))
+        ended = ended[ended.groupby("id")["replicated"].transform("any")]
+    table = pd.concat(parts, ignore_index=True).assign(init="prompt", attacker="UnlearnDiffAtk")
+    table.attrs["skipped"] = skipped
+    return table
 
 
 def prune_table(
@@ -245,20 +214,19 @@ def choose_setting(pruned: pd.DataFrame, regular: pd.DataFrame, *, ceiling: floa
     return max(enough, key=lambda s: kept[s]) if enough else min(rate, key=lambda s: (rate[s], -kept[s]))
 
 
-def named(setting: Setting) -> dict[str, str]:
-    """`method` and `setting` as tables and legends show them."""
-    if isinstance(setting, Wanda):
-        half = ", conditional half" if setting.conditional_only else ""
-        return {"method": "Wanda", "setting": f"Wanda {100 * setting.sparsity:g} %{half}"}
-    how = (
-        "search" if setting.z is None else f"z > {setting.z:g}" + (f", top {setting.k}" if setting.k else "")
-    )
-    if setting.z is None and not setting.refine:
-        how += ", unrefined"
-    return {"method": "NeMo", "setting": f"NeMo {how}"}
-
-
-MOVED = ["steps", "loss", "moved", "cosine"]
+def _scored(
+    study: Study,
+    prompts: Benchmark,
+    found: Mapping[str, Record],
+    step: int,
+    *,
+    units: Mapping[str, Units],
+    sampling: Sampling | None,
+) -> pd.DataFrame:
+    """What the embeddings found after so many steps paint, and how far they have moved."""
+    triggers = [Trigger(i, r.tensors[str(step)], units.get(i)) for i, r in found.items()]
+    about = pd.DataFrame([_moved(i, r, step) for i, r in found.items()], columns=["id", *MOVED])
+    return score_triggers(study, prompts, triggers, sampling).merge(about, on="id", how="left")
 
 
 def _moved(item: str, record: Record, step: int) -> tuple:
@@ -267,24 +235,3 @@ def _moved(item: str, record: Record, step: int) -> tuple:
     losses = record.values["losses"][max(0, step - 10) : step]
     cosine = float(torch.nn.functional.cosine_similarity(start, y, dim=0))
     return item, step, float(np.mean(losses)) if losses else np.nan, float((y - start).norm()), cosine
-
-
-def _select(study: Study, embeds: Tensor, setting: Setting) -> list[Units]:
-    """Units of each embedding by the setting's method."""
-    if isinstance(setting, Wanda):
-        return wanda(study.model, embeds, settings=setting, batch_size=rows_at_once(study))
-    statistics = activation_statistics(study.model, study.regular.prompts())
-    threshold = nemo_threshold(study, setting) if setting.z is None else 0.0
-    return nemo(study.model, embeds, statistics, threshold=threshold, settings=setting)
-
-
-def nemo_threshold(study: Study, setting: Nemo) -> float:
-    """theta_mem of this model, from held-out prompts."""
-    prompts = study.regular.head(CALIBRATION).prompts()
-    decides = {**decided_by(study), "prompts": prompts, "noise": setting.noise, "variant": setting.variant}
-
-    def compute() -> Record:
-        embeds = study.model.encode_prompts(prompts)
-        return Record({"threshold": calibrate(study.model, embeds, setting.noise, variant=setting.variant)})
-
-    return study.store.get("nemo-threshold", decides, compute).values["threshold"]

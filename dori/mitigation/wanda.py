@@ -17,6 +17,7 @@ from dori.mitigation.units import Units
 from dori.model import TextToImageModel
 from dori.sampling import ddim, guided
 
+REFERENCES = ("", "regular")
 Norms = dict[str, Tensor]  # layer -> (N, steps, m): norm of each input column of each prompt at each step
 
 
@@ -28,10 +29,13 @@ class Wanda:
     steps: int = 10  # tau: the first steps, whose masks are united
     conditional_only: bool = False  # leave the unconditional half of guidance out of the norms
     seed: int = 0  # of the noise; target and reference start from the same
+    reference: str = ""  # weights must matter more than for: "" the empty prompt, "regular" other captions
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity <= 1 or self.steps < 1:
             raise DoriError(f"Wanda with sparsity {self.sparsity} over {self.steps} steps: not a setting")
+        if self.reference not in REFERENCES:
+            raise DoriError(f"Wanda against '{self.reference}': use '' (the empty prompt) or regular")
 
 
 def wanda(
@@ -45,10 +49,14 @@ def wanda(
 ) -> list[Units]:
     """Weights to switch off for each prompt (N, T, D), or with `joint` one set for all of them.
 
-    The reference is the empty prompt unless given, (1, T, D) or (N, T, D). Two partial generations per
-    prompt. The realised density differs from `sparsity`: strict comparison lowers it, the union raises it.
+    `reference_embeds`, (1, T, D) or (N, T, D), are the empty prompt's unless the settings ask for regular
+    captions: then give as many as prompts (ConceptPrune's variant). Two partial generations per prompt. The
+    realised density differs from `sparsity`: strict comparison lowers it, the union raises it. Raises
+    DoriError.
     """
     settings = settings or Wanda()
+    if settings.reference and reference_embeds is None:
+        raise DoriError("Wanda against regular captions: give their embeddings")
     reference = model.unconditional if reference_embeds is None else reference_embeds
     reference = reference.expand(len(prompt_embeds), -1, -1)
     target, other = (
