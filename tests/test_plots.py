@@ -158,7 +158,7 @@ def test_stages_have_heads_and_framed_copies():
 def test_utility_leaves_out_what_is_not_known():
     shown = [a for a in plots.utility(UTILITY).axes if a.axison]
     assert [a.get_xlabel().split("\n")[0] for a in shown] == [
-        "prompt alignment", "copy score between images of",
+        "prompt alignment (CLIP)", "copy score within a prompt",
     ]  # fmt: skip
     assert ticks(shown[0], "y") == ["as trained", "NeMo search"]
     low, high = shown[0].collections[0].get_segments()[0][:, 0]

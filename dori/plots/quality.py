@@ -1,5 +1,7 @@
 """What a model is still good for: prompts followed, images like real ones, images unlike each other."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,11 +13,12 @@ from dori.plots.style import COLOURS, INK, WIDTH, colour, house_style, legend
 
 # Column of `experiments.utility.utility_table` -> what it is and which way is better.
 MEASURES = {
-    "alignment": "prompt alignment\n(CLIP cosine, higher is better)",
-    "fid": "CLIP FID to held-out images\n(lower is better)",
-    "kid": "CLIP KID x 1000\n(lower is better)",
-    "diversity": "copy score between images of\none prompt (lower is more varied)",
+    "alignment": "prompt alignment (CLIP)\nhigher is better",
+    "fid": "CLIP FID\nlower is better",
+    "kid": "CLIP KID x 1000\nlower is better",
+    "diversity": "copy score within a prompt\nlower is more varied",
 }
+LABEL = 24  # letters of a model's name on one line
 
 
 @house_style
@@ -59,12 +62,17 @@ def utility(table: pd.DataFrame, *, baseline: str = "as trained") -> Figure:
     known = [m for m in MEASURES if m in table and table[m].notna().any()]
     columns = min(2, max(1, len(known)))
     lines = -(-len(known) // columns)
-    size = (WIDTH, lines * (0.32 * len(table) + 1.1))
+    names = [textwrap.fill(label, LABEL) for label in table["label"]]
+    depth = max(name.count("\n") for name in names) + 1
+    size = (WIDTH, lines * ((0.22 + 0.07 * depth) * len(table) + 1.1))
     figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False)
     for axis in axes.flat[len(known) :]:
         axis.set_axis_off()
     for axis, measure in zip(axes.flat, known, strict=False):
         _dots(axis, table, measure, baseline)
+    axes[0, 0].set(yticks=range(len(table)), yticklabels=names)
+    for axis in axes[:, 0]:
+        axis.tick_params(axis="y", labelsize=8.5)
     axes[0, 0].invert_yaxis()
     figure.tight_layout()
     return figure
@@ -80,4 +88,4 @@ def _dots(axis: Axes, table: pd.DataFrame, measure: str, baseline: str) -> None:
         axis.errorbar(value, y, xerr=bars, color=tone, marker="o", markersize=5, capsize=3)
         if label == baseline and np.isfinite(value):
             axis.axvline(value, color=INK, linestyle=":", linewidth=1.2)
-    axis.set(yticks=range(len(table)), yticklabels=table["label"], xlabel=MEASURES[measure])
+    axis.set_xlabel(MEASURES[measure])
