@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:  # torch loads with the first command that needs it
@@ -33,7 +34,16 @@ def attack_table(summary: dict) -> Table:
 
 def units_table(units: Units, title: str) -> Table:
     """Units switched off in each layer."""
-    table = Table("layer", "off", "eligible", "share", title=title, show_edge=False)
+    table = Table(
+        "layer",
+        "off",
+        "eligible",
+        "share",
+        title=title,
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for layer, off, eligible, density in units.table().itertuples(index=False):
         short = layer.replace("transformer_blocks.", "").replace("attentions.", "")
         table.add_row(short, str(off), str(eligible), f"{100 * density:.2f} %")
@@ -46,8 +56,8 @@ def _rates_table(summary: dict, *columns: str, more: Sequence[str] = ()) -> Tabl
     title = (
         f"{summary['model']}, {summary['descriptor']} > {summary['threshold']:.2f}, {summary['seeds']} seeds"
     )
-    rates = ("n", "MR [95 %]", "MR over images", "best score")
-    return Table(*columns, *rates, *more, title=title, show_edge=False)
+    rates = ("n", "MR [95 %]", "per image", "best score")
+    return Table(*columns, *rates, *more, title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def _rates(found: dict) -> tuple[str, ...]:
