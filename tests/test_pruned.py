@@ -11,9 +11,10 @@ from dori.benchmark import load_benchmark
 from dori.errors import DoriError
 from dori.experiments import cuts, pruned
 from dori.experiments.foundations import Silencing
-from dori.experiments.fragility import named
 from dori.experiments.pruned import BEFORE, HELD_OUT, NEMO, NO_SEARCH, WANDA_1, Choice
 from dori.experiments.pruned_sizes import SIZES
+from dori.experiments.selections import named
+from dori.metrics.intervals import Estimate, wilson
 from dori.mitigation.nemo import Nemo
 from dori.mitigation.wanda import Wanda
 from dori.store import RunStore
@@ -141,6 +142,12 @@ def test_headlines_are_of_the_chosen_setting_and_of_rows_that_were_to_be_had():
     lines = pruned.rate_lines(figures, {"Wanda": picked(Wanda(0.3))})
     assert lines.startswith("- Wanda 30 %: the prompt 0 %")
     assert len(lines.splitlines()) == 2
+
+
+def test_a_figure_that_is_not_there_is_said_to_be_missing():
+    assert pruned.shown(Estimate(float("nan"), 0, 1, 0)) == "not measured here"
+    assert pruned.shown(wilson(1, 1)) == str(wilson(1, 1))
+    assert pruned.shown(wilson(1, 1), percent=True) == wilson(1, 1).percent
 
 
 def test_the_layers_table_has_a_row_for_each_prompt_and_layer(study):

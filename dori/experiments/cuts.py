@@ -9,9 +9,10 @@ from torch import Tensor
 from dori.attack import Attack
 from dori.benchmark import Benchmark
 from dori.drawing import Trigger, drawn, prompt_trigger
-from dori.experiments.fragility import find_units, run_attacks
 from dori.experiments.pruned import BEFORE, Choice, halves, reported, sampling, sizes
 from dori.experiments.replication import regular_prompts
+from dori.experiments.searches import run_attacks
+from dori.experiments.selections import find_units
 from dori.experiments.utility import alignment_loss, utility_table
 from dori.metrics.copy import similarity
 from dori.metrics.intervals import Estimate

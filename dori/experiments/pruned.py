@@ -15,16 +15,14 @@ from dori.drawing import Sampling, generate_and_score
 from dori.errors import DoriError
 from dori.experiments.foundations import Silencing, halved, trade_off
 from dori.experiments.fragility import (
-    Setting,
     attack_table,
     choose_setting,
-    find_units,
-    named,
     prune_table,
     regular_table,
 )
 from dori.experiments.pruned_sizes import PUBLISHED, SIZES, Sizes
 from dori.experiments.replication import regular_prompts, top_prompts
+from dori.experiments.selections import Setting, find_units, named
 from dori.metrics.alignment import ClipScorer
 from dori.metrics.intervals import Estimate
 from dori.metrics.replication import memorization_rate, rates
@@ -219,6 +217,13 @@ def headline_rates(table: pd.DataFrame, chosen: Mapping[str, Choice]) -> dict[st
     rows |= {"mr_attack_heldout": (HELD_OUT, INITS[0]), "mr_attack_twin": (TWIN, INITS[0])}
     found = {name: rate(table, *row) for name, row in rows.items()}
     return {name: estimate for name, estimate in found.items() if estimate.n}
+
+
+def shown(figure: Estimate, *, percent: bool = False) -> str:
+    """An estimate in prose, or that there is none."""
+    if np.isnan(figure.value):
+        return "not measured here"
+    return figure.percent if percent else str(figure)
 
 
 def rate_lines(figures: Mapping[str, Estimate], chosen: Mapping[str, Choice]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dori.experiments.fragility import Setting
+from dori.experiments.selections import Setting
 from dori.mitigation.nemo import Nemo
 from dori.mitigation.wanda import Wanda
 
