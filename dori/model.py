@@ -194,9 +194,14 @@ class TextToImageModel:
             return lambda x, t: self.predict(x, t, prompt_embeds)
         return lambda x, t: guided(*self.predict_both(x, t, prompt_embeds), guidance_scale)
 
-    def value_layers(self) -> dict[str, nn.Linear]:
-        """Cross-attention value projections of the down blocks and the middle: NeMo's seven in SD v1."""
-        return self._layers(lambda name: name.endswith("attn2.to_v") and not name.startswith("up_blocks"))
+    def value_layers(self, *, up: bool = False) -> dict[str, nn.Linear]:
+        """Cross-attention value projections of the down blocks and the middle: NeMo's seven in SD v1.
+
+        With `up` those of the up blocks as well, sixteen in all.
+        """
+        return self._layers(
+            lambda name: name.endswith("attn2.to_v") and (up or not name.startswith("up_blocks"))
+        )
 
     def ffn_layers(self) -> dict[str, nn.Linear]:
         """Second feed-forward matrices of every transformer block: Wanda's sixteen layers in SD v1."""

@@ -123,6 +123,9 @@ def test_the_papers_layers_are_found_in_forward_order(tiny_model):
     assert next(iter(values)) == "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
     assert list(values)[-1] == "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
     assert [n.split("_")[0] for n in ffn] == ["down"] * 6 + ["mid"] + ["up"] * 9
+    everywhere = list(tiny_model.value_layers(up=True))
+    assert everywhere[:7] == list(values)
+    assert [n.split("_")[0] for n in everywhere[7:]] == ["up"] * 9
 
 
 def test_weights_are_frozen_and_the_embedding_is_not(tiny_model):

@@ -259,3 +259,12 @@ def test_search_without_refinement_is_the_selection():
     ask, _ = planted(("l", 1))
     chosen, refined = (answer_all([search(found, statistics, 0.4, refined=r)], ask)[0] for r in (False, True))
     assert chosen.indices["l"] == refined.indices["l"] == [1]
+
+
+def test_the_up_blocks_are_searched_where_that_is_asked_for(tiny_model):
+    embeds = tiny_model.encode_prompts(["a red kite", "two boats"])
+    statistics = activation_statistics(tiny_model, ["a", "b", "c"], up=True)
+    settings = Nemo(z=0.0, up=True)
+    found = nemo(tiny_model, embeds, statistics, threshold=0.0, settings=settings)
+    assert all(units.density == 1.0 for units in found)
+    assert [len(units) for units in found] == [16, 16]

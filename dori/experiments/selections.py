@@ -22,6 +22,7 @@ WORDS = {  # of settings in labels
     "seeds": "{} noises",
     "seed": "noise of seed {}",
     "refine": "unrefined",
+    "up": "up blocks too",
     "steps": "{} steps",
     "conditional_only": "conditional half",
     "reference": "against {} captions",
@@ -79,7 +80,7 @@ def _select(study: Study, prompts: Sequence[str], others: Sequence[str], setting
     if isinstance(setting, Wanda):
         against, size = study.model.encode_prompts(others), rows_at_once(study)
         return wanda(study.model, embeds, settings=setting, reference_embeds=against, batch_size=size)
-    statistics = activation_statistics(study.model, study.regular.prompts())
+    statistics = activation_statistics(study.model, study.regular.prompts(), up=setting.up)
     threshold = nemo_threshold(study, setting) if setting.z is None else 0.0
     return nemo(study.model, embeds, statistics, threshold=threshold, settings=setting)
 

@@ -38,6 +38,7 @@ class Nemo:
     z: float | None = None  # a fixed z-score instead of the search: no UNet pass at all
     k: int = 0  # with a fixed z: the k most active neurons of each layer besides
     refine: bool = True
+    up: bool = False  # look into the up blocks too; the published method does not
 
     @property
     def noise(self) -> list[int]:
@@ -53,23 +54,23 @@ class Statistics:
     std: dict[str, Tensor]
 
 
-def activations(model: TextToImageModel, prompt_embeds: Tensor) -> Activations:
-    """a = mean over the tokens of |to_v(y)|; needs the seven linear maps alone, no UNet pass."""
+def activations(model: TextToImageModel, prompt_embeds: Tensor, *, up: bool = False) -> Activations:
+    """a = mean over the tokens of |to_v(y)|; needs the value layers alone, no UNet pass."""
     with torch.no_grad():
         return {
             name: layer(prompt_embeds.to(layer.weight)).abs().mean(1)
-            for name, layer in model.value_layers().items()
+            for name, layer in model.value_layers(up=up).items()
         }
 
 
 def activation_statistics(
-    model: TextToImageModel, captions: Sequence[str], *, batch_size: int = 256
+    model: TextToImageModel, captions: Sequence[str], *, up: bool = False, batch_size: int = 256
 ) -> Statistics:
     """Statistics over captions that are not memorized (at least two)."""
     if len(captions) < 2:
         raise DoriError(f"activation statistics need two regular captions; there are {len(captions)}")
     parts = [
-        activations(model, model.encode_prompts(captions[i : i + batch_size]))
+        activations(model, model.encode_prompts(captions[i : i + batch_size]), up=up)
         for i in range(0, len(captions), batch_size)
     ]
     stacked = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
@@ -101,7 +102,7 @@ def nemo(
     `threshold` is theta_mem (signature.calibrate). `batch_size` rows go through the UNet at once.
     """
     settings = settings or Nemo()
-    found = activations(model, prompt_embeds)
+    found = activations(model, prompt_embeds, up=settings.up)
     each = [{name: a[i] for name, a in found.items()} for i in range(len(prompt_embeds))]
     if settings.z is not None:
         return [flagged(a, statistics, settings.z, settings.k) for a in each]
