@@ -146,6 +146,9 @@ def test_unreadable_images_and_lost_losses_leave_the_others_alone(study, monkeyp
     assert set(table.attrs["skipped"]) == {"i0", "i1"}
     assert "not a readable image" in table.attrs["skipped"]["i0"]
     assert len([r for r in caplog.records if r.name.startswith("dori")]) == 2
+    together = attack_controls(study, study.memorized, study.regular, Attack(steps=1))
+    assert {"i0", "i1"} <= set(together.attrs["skipped"])
+    assert set(prune_table(study, study.memorized, FLAGGED).attrs["skipped"]) == {"i0"}
     with pytest.raises(DoriError, match="none of 1 rows"):
         attack_table(study, study.memorized.head(1), Attack(steps=1))
 

@@ -80,7 +80,7 @@ def attack_controls(
         for target, (s, prompts, off) in runs.items()
         if s is not None and len(prompts)
     ]
-    return pd.concat(parts, ignore_index=True)
+    return _together(parts)
 
 
 def prompt_distance(study: Study, n: int = YARDSTICK) -> float:
@@ -110,6 +110,8 @@ def limits_table(
 
     Radii are in units of `prompt_distance`; `steps` replaces the plan's; `more` goes to `attack_controls`.
     Numbers of tokens that the model does not have are left out. Rows as `attack_controls`, and `limit`.
+    From its own prompt a memorized image of a whole model needs no room at all: give `units`, or start
+    elsewhere.
     """
     plan = plan if steps is None else dataclasses.replace(plan, steps=steps)
     unit = prompt_distance(study) if radii else 0.0
@@ -165,11 +167,13 @@ def prune_table(
     """
     units = find_units(study, prompts, setting)
     triggers = [prompt_trigger(prompts, i, units[i]) for i in prompts.ids]
-    table = score_triggers(study, prompts, triggers, sampling)
+    scored = score_triggers(study, prompts, triggers, sampling)
     about = pd.DataFrame(
         [(i, u.count, u.density) for i, u in units.items()], columns=["id", "units", "density"]
     )
-    return table.merge(about, on="id", how="left").assign(**named(setting))
+    table = scored.merge(about, on="id", how="left").assign(**named(setting))
+    table.attrs["skipped"] = scored.attrs["skipped"]
+    return table
 
 
 def regular_table(
@@ -212,6 +216,13 @@ def choose_setting(pruned: pd.DataFrame, regular: pd.DataFrame, *, ceiling: floa
     kept = regular.groupby("setting")["similarity"].mean()
     enough = [s for s, value in rate.items() if value <= ceiling]
     return max(enough, key=lambda s: kept[s]) if enough else min(rate, key=lambda s: (rate[s], -kept[s]))
+
+
+def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table; what was left out of any part is named in its attrs."""
+    table = pd.concat(parts, ignore_index=True)
+    table.attrs["skipped"] = {i: why for part in parts for i, why in part.attrs["skipped"].items()}
+    return table
 
 
 def _scored(

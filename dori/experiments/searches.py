@@ -101,9 +101,11 @@ def run_unlearndiff(study: Study, prompts: Benchmark, plan: UnlearnDiff, units: 
 
 def at_once(study: Study) -> int:
     """Images searched for in one batch: an interruption costs those in hand."""
-    if study.images_at_once or study.model.device.type != "cpu":
-        return max(16, rows_at_once(study)) if not study.images_at_once else study.images_at_once
-    return max(1, CPU_PIXELS // study.model.defaults.image_size**2)
+    if study.images_at_once:
+        return study.images_at_once
+    if study.model.device.type == "cpu":
+        return max(1, CPU_PIXELS // study.model.defaults.image_size**2)
+    return max(16, rows_at_once(study))
 
 
 def _jobs(
