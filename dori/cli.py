@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +17,6 @@ from dori.errors import DoriError
 from dori.terminal import attack_table, evaluation_table, units_table, warnings_as_lines
 
 if TYPE_CHECKING:  # torch and diffusers load with the first command that needs them
-    from dori.benchmark import Benchmark
     from dori.study import Study
 
 app = typer.Typer(name="dori", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -34,6 +31,7 @@ BenchmarkOption = Annotated[
 ]
 PresetOption = Annotated[str, typer.Option(help="smoke, quick, full or paper: prompts, seeds and steps")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
+IdOption = Annotated[list[str] | None, typer.Option("--id", help="these rows only", show_default="preset")]
 RunOption = Annotated[Path, typer.Option(help="run directory; a second run computes only what is missing")]
 RegularOption = Annotated[
     str | None, typer.Option(help="CSV of prompts that are not memorized", show_default="rows of kind none")
@@ -54,6 +52,7 @@ def evaluate(
     model: ModelOption = "testbed",
     benchmark: BenchmarkOption = "testbed",
     *,
+    item: IdOption = None,
     preset: PresetOption = "paper",
     device: DeviceOption = "auto",
     descriptor: DescriptorOption = "bundled",
@@ -68,11 +67,12 @@ def evaluate(
 ) -> None:
     """Draw images for every prompt, score them against the training images, write results and summary."""
     from dori.experiments.evaluate import evaluate as run
+    from dori.experiments.options import pick_prompts, study_of
     from dori.experiments.runfiles import claim
 
-    prompts, picked = _prompts(benchmark, preset)
+    prompts, picked = pick_prompts(benchmark, preset, ids=item)
     claim(out, "evaluate")
-    study = _study(
+    study = study_of(
         prompts, model=model, preset=preset, device=device, descriptor=descriptor, seed=seed, run_dir=out
     )
     summary = run(study, picked, study.sampling(seeds=seeds, guidance_scale=guidance, steps=steps))
@@ -116,6 +116,7 @@ def attack(
         Path | None, typer.Option(help="units.safetensors to switch off in the model for all images")
     ] = None,
     regular: RegularOption = None,
+    item: IdOption = None,
     preset: PresetOption = "paper",
     device: DeviceOption = "auto",
     descriptor: DescriptorOption = "bundled",
@@ -125,14 +126,15 @@ def attack(
     """Search for triggers that bring each training image back, draw what they give, and score it."""
     from dori.experiments.attack import attack as run
     from dori.experiments.attack import find_plan, pruned
+    from dori.experiments.options import pick_prompts, study_of, whole_numbers
     from dori.experiments.runfiles import claim
 
-    given = {"init": init, "steps": _whole_numbers(steps), "lr": lr, "batch": batch, "radius": radius}
+    given = {"init": init, "steps": whole_numbers(steps), "lr": lr, "batch": batch, "radius": radius}
     given |= {"free_tokens": free_tokens, "timesteps": timesteps, "iterations": iterations}
     plan = find_plan(method, preset, given)
-    prompts, picked = _prompts(benchmark, preset, attacked=True)
+    prompts, picked = pick_prompts(benchmark, preset, ids=item, attacked=True)
     claim(out, "attack")
-    study = _study(
+    study = study_of(
         prompts,
         regular,
         model=model,
@@ -157,7 +159,9 @@ def mitigate(
     kind: Annotated[
         list[str] | None, typer.Option(help="kinds of prompts to mitigate", show_default="verbatim, template")
     ] = None,
+    item: IdOption = None,
     z: Annotated[float | None, typer.Option(help="nemo: a fixed z-score", show_default="a search")] = None,
+    up: Annotated[bool | None, typer.Option("--up", help="nemo: look into the up blocks, too")] = None,
     sparsity: Annotated[
         float | None, typer.Option(help="wanda: greatest share of a row at each step", show_default="0.01")
     ] = None,
@@ -177,14 +181,16 @@ def mitigate(
     """Prune one set of units for all prompts and save the model as a plain diffusers directory."""
     from dori.experiments.mitigate import check_target, find_setting, workplace
     from dori.experiments.mitigate import mitigate as run
+    from dori.experiments.options import pick_prompts, study_of
 
-    given = {"z": z, "sparsity": sparsity, "steps": steps, "conditional_only": conditional_only}
+    given = {"z": z, "up": up, "sparsity": sparsity, "steps": steps, "conditional_only": conditional_only}
     given["reference"] = reference
     setting, out = find_setting(method, given), out.expanduser().resolve()
     check_target(out, model)
-    prompts, picked = _prompts(benchmark, preset, kinds=kind or ["verbatim", "template"], images=False)
+    kinds = kind or ["verbatim", "template"]
+    prompts, picked = pick_prompts(benchmark, preset, kinds=kinds, ids=item, images=False)
     try:
-        study = _study(prompts, regular, model=model, preset=preset, device=device, run_dir=workplace(out))
+        study = study_of(prompts, regular, model=model, preset=preset, device=device, run_dir=workplace(out))
     finally:
         with contextlib.suppress(OSError):
             workplace(out).rmdir()  # nothing is left of a model that cannot be loaded
@@ -216,47 +222,6 @@ def _report(study: Study, summary: dict, table: Table) -> None:
     console.print(table)
     where, skipped = study.store.directory / "summary.json", summary["skipped"]["n"]
     console.print(f"{where}: {study.store.computed} records computed in this run, {skipped} rows skipped")
-
-
-def _prompts(
-    benchmark: str,
-    preset: str,
-    *,
-    kinds: Sequence[str] = (),
-    images: bool = True,
-    attacked: bool = False,
-) -> tuple[Benchmark, Benchmark]:
-    """All usable rows of a benchmark, and those that the preset and `kinds` leave."""
-    from dori.benchmark import load_benchmark
-    from dori.study import find_preset
-
-    size, prompts = find_preset(preset), load_benchmark(benchmark, strict=False, images=images)
-    picked = size.pick(prompts.select(kind=list(kinds)) if kinds else prompts)
-    if attacked:
-        picked = picked.head(size.attacked, by=["kind", "copies"])
-    if not len(picked):
-        raise DoriError(f"{prompts.path} has no prompts of kind {', '.join(kinds)}")
-    return prompts, picked
-
-
-def _study(prompts: Benchmark, regular: str | None = None, **parameters: object) -> Study:
-    """The study of a benchmark; regular prompts from a file, else its own or the testbed's."""
-    from dori.benchmark import load_benchmark
-    from dori.study import open_study
-
-    found = load_benchmark(regular, strict=False, images=False) if regular else None
-    study = open_study(benchmark=prompts, **parameters)
-    if found is None and study.bundled and not len(study.regular):
-        found = load_benchmark("regular")
-    return study if found is None else dataclasses.replace(study, regular=found)
-
-
-def _whole_numbers(given: Sequence[str] | None) -> tuple[int, ...] | None:
-    """["10,25", "50"] -> (10, 25, 50)."""
-    try:
-        return None if given is None else tuple(int(number) for text in given for number in text.split(","))
-    except ValueError:
-        raise DoriError(f"steps '{' '.join(given)}': give whole numbers, as in 10,25,50") from None
 
 
 def _add_testbed() -> None:

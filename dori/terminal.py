@@ -45,7 +45,7 @@ def units_table(units: Units, title: str) -> Table:
         collapse_padding=True,
     )
     for layer, off, eligible, density in units.table().itertuples(index=False):
-        short = layer.replace("transformer_blocks.", "").replace("attentions.", "")
+        short = layer.replace(".transformer_blocks.0", "")
         table.add_row(short, str(off), str(eligible), f"{100 * density:.2f} %")
     table.add_section()
     table.add_row("all", str(units.count), str(units.size), f"{100 * units.density:.2f} %")

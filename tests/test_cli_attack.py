@@ -60,6 +60,12 @@ def test_a_second_run_computes_nothing_and_says_the_same(run, tmp_path):
     assert before == [(tmp_path / "run" / name).read_bytes() for name in ("results.csv", "summary.json")]
 
 
+def test_rows_can_be_named(run, tmp_path):
+    assert run(id=["i4", "i1"], steps="0")[0] == 0
+    assert set(read(tmp_path / "run")[0]["id"]) == {"i4", "i1"}
+    assert "no row of id 'i7'" in one_line(run(id="i7"))
+
+
 @pytest.mark.parametrize("kept", [1, 5])
 def test_an_interrupted_run_goes_on_where_it_was(run, tmp_path, monkeypatch, kept):
     assert run(out=tmp_path / "whole")[0] == 0

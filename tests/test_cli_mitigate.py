@@ -87,6 +87,18 @@ def test_nemo_switches_off_what_any_prompt_asks_for(run, out, benchmark_csv, tin
     assert Units.load(out / "units.safetensors") == union(single)
 
 
+def test_one_prompt_can_be_mitigated_alone(run, out):
+    assert run(z=1.0, id="i1", out=out)[0] == 0
+    assert provenance(out)["prompts"] == 1
+    assert "no row of id 'i7'" in one_line(run(z=1.0, id=["i1", "i7"], out=out))
+    assert "no row of id 'i3'" in one_line(run(z=1.0, id="i3", out=out))  # a regular one
+
+
+def test_nemo_looks_into_the_up_blocks_where_asked(run, out):
+    run(z=1.0, up=True, out=out)
+    assert any(name.startswith("up_blocks") for name in Units.load(out / "units.safetensors"))
+
+
 @pytest.mark.parametrize("reference", ["", "regular"])
 def test_wanda_pools_the_norms_of_all_prompts(run, out, benchmark_csv, tiny_model, reference):
     run(method="wanda", sparsity=0.2, steps=2, reference=reference or None, out=out)
