@@ -6,8 +6,17 @@ import pytest
 import torch
 
 from dori.benchmark import load_benchmark
-from dori.drawing import Trigger, drawn, generate_and_score, prompt_trigger, score_triggers, stored_images
+from dori.drawing import (
+    Trigger,
+    drawn,
+    generate_and_score,
+    prompt_trigger,
+    rows_at_once,
+    score_triggers,
+    stored_images,
+)
 from dori.errors import DoriError
+from dori.experiments.searches import at_once
 from dori.mitigation.units import Units
 from dori.store import RunStore
 from dori.study import PRESETS, Study
@@ -110,3 +119,17 @@ def test_an_embedding_is_scored_as_the_prompt_it_encodes(study):
     triggers = [Trigger(i, y) for i, y in zip(study.memorized.ids, embeds, strict=True)]
     scored = score_triggers(study, study.memorized, triggers)
     assert (scored["score"] - plain["score"]).abs().max() < 1e-3
+
+
+def test_batches_follow_the_size_of_the_images(study, monkeypatch):
+    sizes = {}
+    for side in (16, 64, 512):
+        monkeypatch.setattr(
+            study.model, "defaults", dataclasses.replace(study.model.defaults, image_size=side)
+        )
+        sizes[side] = (rows_at_once(study), at_once(study))
+    assert sizes[64] == (32, 16)
+    assert sizes[512] == (1, 1)
+    assert sizes[16] > sizes[64]
+    one = dataclasses.replace(study, images_at_once=3)
+    assert (rows_at_once(one), at_once(one)) == (3, 3)
