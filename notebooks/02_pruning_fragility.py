@@ -52,6 +52,8 @@ from IPython.display import Markdown
 from dori import plots
 from dori.claims import claims_table
 from dori.experiments import cuts, pruned, retention
+from dori.experiments.reach import reach_table
+from dori.experiments.replication import regular_prompts
 from dori.metrics.replication import rates
 from dori.study import open_study
 
@@ -134,6 +136,19 @@ layers.groupby(["setting", "id"], sort=False)["units"].sum().groupby("setting", 
 
 # %% mystnb={"figure": {"name": "fig-layers", "caption": "Share of each layer's units that is switched off, one dot for each test prompt; bars are means."}, "image": {"alt": "One panel for each pruning: bars over the layers of the network for the share of units switched off, with a dot for each prompt.", "width": "100%"}} tags=["hide-input"]
 plots.units_per_layer(layers)
+
+# %% [markdown]
+# ### Does the cut reach the memory?
+#
+# Wanda may take weights from every block, NeMo only value neurons of the down and middle blocks. Text enters the up blocks as well. So
+# before asking how well NeMo selects, ask what is there to select from: switch off *all* value neurons of a group of blocks. No setting can
+# take more than that. If the test prompts still return their images with all of NeMo's neurons off, then in this model the way from the prompt to the
+# image leads past them, and NeMo fails here for another reason than a bad choice. The last column is what it costs: the share of the
+# alignment of regular prompts that is lost.
+
+# %%
+reached = reach_table(study, test.head(8), regular_prompts(study).head(16), sampling=pruned.sampling(study))
+reached.round(2).set_index("group")
 
 # %% [markdown]
 # ### Is the pruned model still of use?

@@ -8,13 +8,16 @@ from dori.mitigation.nemo import Nemo
 from dori.mitigation.wanda import Wanda
 
 PUBLISHED: tuple[Setting, ...] = (Nemo(), Wanda(0.01), Wanda(0.1))  # those of the paper's table
+# The published settings; NeMo by z-score alone, in its own layers and in the up blocks too; Wanda on the half of
+# the batch that sees the prompt. The last ones were added when, on the validation half, the first silenced nothing.
 CANDIDATES: dict[str, tuple[Setting, ...]] = {
-    "NeMo": (Nemo(), Nemo(refine=False), Nemo(z=2.0), Nemo(z=1.0)),
+    "NeMo": (Nemo(), Nemo(z=1.0), Nemo(z=0.5), Nemo(z=1.0, up=True), Nemo(z=0.5, up=True)),
     "Wanda": (
         Wanda(0.01),
         Wanda(0.1),
         Wanda(0.1, conditional_only=True),
-        Wanda(0.3, conditional_only=True),
+        Wanda(0.15, conditional_only=True),
+        Wanda(0.2, conditional_only=True),
     ),
 }
 
@@ -64,7 +67,7 @@ SIZES = {
         candidates=CANDIDATES,
         seeds=2,
         searched=(16, 8, 4),
-        compared=(4, 4, 4),
+        compared=(4, 2, 2),
         controls=(16, 4, 4),
         curve=4,
         limited=4,
