@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dori.benchmark import Benchmark, readable
-from dori.drawing import drawn, prompt_trigger
+from dori.benchmark import Benchmark
+from dori.drawing import drawn, prompt_trigger, report
 from dori.errors import DoriError
 from dori.metrics.alignment import ClipScorer
 from dori.metrics.copy import pairwise
@@ -103,10 +103,15 @@ def _draw(
 
 
 def _held_out(study: Study, clip: ClipScorer) -> Tensor:
-    """CLIP features of all held-out images that can be read, (N, d)."""
-    held_out = readable(study.regular)
-    size = study.model.defaults.image_size
-    return torch.cat([clip.embed_images(held_out.images([i], size=size)) for i in held_out.ids])
+    """CLIP features of all held-out images that can be read, (N, d); others cost a line of the log."""
+    size, features, skipped = study.model.defaults.image_size, [], {}
+    for i in study.regular.ids:
+        try:
+            features.append(clip.embed_images(study.regular.images([i], size=size)))
+        except DoriError as error:
+            skipped[i] = str(error)
+    report(skipped, of=len(study.regular))
+    return torch.cat(features)
 
 
 def _measures(before: _Drawn, after: _Drawn, real: Tensor | None) -> dict[str, Estimate]:
