@@ -8,8 +8,9 @@ from dori.mitigation.nemo import Nemo
 from dori.mitigation.wanda import Wanda
 
 PUBLISHED: tuple[Setting, ...] = (Nemo(), Wanda(0.01), Wanda(0.1))  # those of the paper's table
-# The published settings; NeMo by z-score alone, in its own layers and in the up blocks too; Wanda on the half of
-# the batch that sees the prompt. The last ones were added when, on the validation half, the first silenced nothing.
+# The published settings; NeMo by z-score alone, in its own layers and in the up blocks too; Wanda on the half
+# of the batch that sees the prompt. Those in the up blocks were added when NeMo in its own layers silenced
+# nothing on the validation half.
 CANDIDATES: dict[str, tuple[Setting, ...]] = {
     "NeMo": (Nemo(), Nemo(z=1.0), Nemo(z=0.5), Nemo(z=1.0, up=True), Nemo(z=0.5, up=True)),
     "Wanda": (
