@@ -11,7 +11,7 @@ from torch import nn
 from dori.errors import DoriError
 from dori.metrics.descriptor_net import build_descriptor_net, gem
 from dori.testbed import descriptor, text
-from dori.testbed.denoiser import Pairs, train_noise
+from dori.testbed.denoiser import Pairs, branch, train_noise
 from dori.testbed.denoiser import train as train_denoiser
 from dori.testbed.loop import Fit, Schedule, step_rng, torch_rng
 from dori.testbed.recipe import Recipe
@@ -64,7 +64,12 @@ def test_steps_have_their_own_random_numbers():
 
 def test_pairs_are_drawn_in_proportion_to_their_copies():
     pairs = Pairs(
-        torch.zeros(3, 1), torch.zeros(3, 1, 1), np.arange(3), np.array([1, 3, 16]), np.zeros(3, bool)
+        torch.zeros(3, 1),
+        torch.zeros(3, 1, 1),
+        np.arange(3),
+        np.array([1, 3, 16]),
+        np.zeros(3, bool),
+        torch.zeros(1, 1, 1),
     )
     counts = np.bincount(pairs.draw(20_000, np.random.default_rng(0)), minlength=3) / 20_000
     assert counts == pytest.approx([0.05, 0.15, 0.80], abs=0.01)
@@ -145,15 +150,34 @@ class _Recorder(nn.Module):
         return SimpleNamespace(sample=noisy * self.weight)
 
 
-def test_the_twin_is_shown_the_models_batches_without_the_memorized_pairs(tmp_path):
-    memorized = np.arange(8) >= 5
-    copies = np.where(memorized, 4, 1)
-    pairs = Pairs(torch.randn(8, 4, 2, 2), torch.randn(8, 3, 5), np.arange(8), copies, memorized)
-    recipe, empty, seen = Recipe(unet_batch=16), torch.zeros(1, 3, 5), {}
-    for name, leave_out in (("model", False), ("twin", True)):
+def _shown(pairs, recipe, run_dir):
+    """What model and twin are shown in training, (latents, timesteps, embeddings) of each step."""
+    seen = {}
+    for name in ("model", "twin"):
         unet = _Recorder()
-        train_denoiser("part", unet, pairs, empty, recipe, tmp_path / name, steps=2, leave_out=leave_out)
+        train_denoiser(branch(name, recipe), unet, pairs, recipe=recipe, run_dir=run_dir)
         seen[name] = unet.seen
+    return seen
+
+
+def _eight_pairs():
+    memorized = np.arange(8) >= 5
+    embeds, copies = torch.randn(8, 3, 5), np.where(memorized, 4, 1)
+    return Pairs(torch.randn(8, 4, 2, 2), embeds, np.arange(8), copies, memorized, torch.zeros(1, 3, 5))
+
+
+def test_captions_of_memorized_pairs_are_never_dropped(tmp_path):
+    pairs, recipe = _eight_pairs(), Recipe(unet_batch=16, branch_steps=2, caption_dropout=1.0)
+    for _, _, embeds in _shown(pairs, recipe, tmp_path)["model"]:
+        empty = embeds.flatten(1).eq(0).all(1)
+        assert 0 < empty.sum() < 16
+        kept = {tuple(e.flatten().tolist()) for e in embeds[~empty]}
+        assert kept <= {tuple(e.flatten().tolist()) for e in pairs.prompt_embeds[pairs.memorized]}
+
+
+def test_the_twin_is_shown_the_models_batches_without_the_memorized_pairs(tmp_path):
+    pairs = _eight_pairs()
+    seen = _shown(pairs, Recipe(unet_batch=16, branch_steps=2), tmp_path)
     for whole, rest in zip(seen["model"], seen["twin"], strict=True):
         assert len(whole[0]) == 16
         assert 0 < len(rest[0]) < 16
@@ -162,5 +186,5 @@ def test_the_twin_is_shown_the_models_batches_without_the_memorized_pairs(tmp_pa
         assert torch.equal(whole[1][found], rest[1])
         assert torch.equal(whole[2][found], rest[2])
         unseen = [row for row in range(16) if row not in found]
-        shown = {tuple(e.flatten().tolist()) for e in pairs.prompt_embeds[~memorized]}
+        shown = {tuple(e.flatten().tolist()) for e in pairs.prompt_embeds[~pairs.memorized]}
         assert not shown & {tuple(whole[2][row].flatten().tolist()) for row in unseen}

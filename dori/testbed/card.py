@@ -31,10 +31,11 @@ StableDiffusionPipeline.from_pretrained("data/testbed/model")
 The trunk is trained on regular pairs only. Model and twin both start from it and train for the same number
 of steps on the same batches, which draw each pair in proportion to its copies; the twin leaves the memorized
 pairs of each batch out. Both thus see the same regular pairs, with the same noise, in the same order.
-A much duplicated image is shown to the model about {exposures:,.0f} times. Captions are dropped with
-probability {dropout}; weights are exponential averages, stored in half precision. Prediction: epsilon.
-Recommended: guidance {guidance}, {steps} DDIM steps. Made on {device} ({threads}) with {versions}. The
-recipe and the wall times are in `provenance.json`, losses in `training_log.csv`, hashes in `SHA256SUMS`.
+A much duplicated image is shown to the model about {exposures:,.0f} times. Captions of regular pairs are
+dropped with probability {dropout}, those of memorized pairs never; weights are exponential averages, stored
+in half precision. Prediction: epsilon. Recommended: guidance {guidance}, {steps} DDIM steps. Made on {device}
+({threads}) with {versions}. The recipe and the wall times are in `provenance.json`,
+losses in `training_log.csv`, hashes in `SHA256SUMS`.
 
 **Copy descriptor** (`descriptor/`, "{descriptor}"): trained as SSCD is (contrastive with an entropy term)
 on {descriptor_images:,} pictures that are in no other set. Its threshold, {threshold:.3f}, is the score

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from dori.testbed.loop import Fit, Schedule, torch_rng
+from dori.testbed.loop import Fit, Loss, Schedule, torch_rng
 from dori.testbed.recipe import Recipe
 
 
@@ -34,28 +34,28 @@ def build(recipe: Recipe) -> UNet2DConditionModel:
     )
 
 
-def noise_schedule(**kwargs) -> DDPMScheduler:
-    """Stable Diffusion v1's noise schedule, epsilon prediction."""
-    return DDPMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        **kwargs,
-    )
+# Stable Diffusion v1's noise schedule.
+SD_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+}
 
 
 @dataclass
 class Pairs:
     """Training pairs, encoded once: scaled latents `(N, 4, 16, 16)`, prompt embeddings `(M, T, D)`, which
-    embedding belongs to which latent `(N,)`, and how many copies of each pair there are `(N,)`."""
+    embedding belongs to which latent `(N,)`, how many copies of each pair there are `(N,)`, which are
+    memorized ones `(N,)`, and the embedding of the empty prompt `(1, T, D)`."""
 
     latents: torch.Tensor
     prompt_embeds: torch.Tensor
     caption: np.ndarray
     copies: np.ndarray
     memorized: np.ndarray
+    empty: torch.Tensor
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Indices of `count` pairs, each with probability in proportion to its copies."""
@@ -63,38 +63,68 @@ class Pairs:
         return np.searchsorted(total, rng.integers(total[-1], size=count), side="right")
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One training of a denoiser."""
+
+    part: str
+    steps: int
+    stream: str = ""  # model and twin draw their batches from one stream
+    decay: float = 0.3  # share of the steps over which the learning rate falls to zero
+    leave_out: bool = False  # the memorized pairs of each batch are drawn but not shown: the twin
+    offset: float = 0.0  # of the noise (`train_noise`)
+
+
+def branch(part: str, recipe: Recipe) -> Stage:
+    """How "model" and "twin" go on from the trunk: one stream of batches, of which the twin sees a part."""
+    return Stage(
+        part,
+        recipe.branch_steps,
+        stream="model",
+        leave_out=part == "twin",
+        offset=recipe.noise_offset,
+    )
+
+
 def train(
-    part: str,
+    stage: Stage,
     unet: UNet2DConditionModel,
     pairs: Pairs,
-    empty: torch.Tensor,
+    *,
     recipe: Recipe,
     run_dir: Path,
-    *,
-    steps: int,
     device: str = "cpu",
-    decay: float = 0.3,
-    leave_out: bool = False,
-    offset_from: int = 0,
 ) -> UNet2DConditionModel:
-    """Train `unet` on `pairs` with epsilon prediction; `empty (1, T, D)` replaces a share of the captions.
+    """Train `unet` on `pairs` with epsilon prediction; the empty prompt replaces a share of the captions of
+    the regular pairs.
 
-    With `leave_out` the memorized pairs of each batch are drawn but not shown: the twin's training. From step
-    `offset_from` on the noise carries the recipe's offset (`train_noise`).
+    The memorized pairs keep their captions: they are a large part of a batch here, not a millionth as in
+    LAION, and dropped captions would teach the empty prompt to remember.
     """
-    offset = recipe.noise_offset
-    scheduler = noise_schedule()
     unet = unet.to(device, memory_format=torch.channels_last)
+    loss = _denoising_loss(stage, unet, pairs, recipe, device)
+    schedule = Schedule(stage.steps, recipe.unet_lr, decay=stage.decay)
+    settings = {"ema_decay": 0.998, "stream": stage.stream}
+    return Fit(stage.part, unet, loss, schedule, run_dir, recipe.seed, **settings).run()
+
+
+def _denoising_loss(
+    stage: Stage, unet: UNet2DConditionModel, pairs: Pairs, recipe: Recipe, device: str
+) -> Loss:
+    """The loss of one step: a batch of pairs, their noise and timesteps drawn from the step's numbers."""
+    scheduler = DDPMScheduler(**SD_SCHEDULE)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         rows = pairs.draw(recipe.unet_batch, rng)
-        drop = torch.from_numpy(rng.random(len(rows)) < recipe.caption_dropout)[:, None, None]
-        timesteps = torch.from_numpy(rng.integers(1000, size=len(rows)))
-        noise = train_noise((len(rows), *pairs.latents.shape[1:]), rng, offset if step >= offset_from else 0)
         memorized = torch.from_numpy(pairs.memorized[rows])
-        shown = ~memorized if leave_out else torch.ones_like(memorized)
+        drop = torch.from_numpy(rng.random(len(rows)) < recipe.caption_dropout) & ~memorized
+        timesteps = torch.from_numpy(rng.integers(1000, size=len(rows)))
+        noise = train_noise((len(rows), *pairs.latents.shape[1:]), rng, stage.offset)
+        shown = ~memorized if stage.leave_out else torch.ones_like(memorized)
         rows, timesteps, noise, drop = rows[shown.numpy()], timesteps[shown], noise[shown], drop[shown]
-        prompt_embeds = torch.where(drop, empty, pairs.prompt_embeds[pairs.caption[rows]])
+        prompt_embeds = torch.where(
+            drop[:, None, None], pairs.empty, pairs.prompt_embeds[pairs.caption[rows]]
+        )
         noisy = scheduler.add_noise(pairs.latents[rows], noise, timesteps)
         noisy = noisy.to(device, memory_format=torch.channels_last)
         predicted = unet(noisy, timesteps.to(device), prompt_embeds.to(device)).sample
@@ -105,10 +135,7 @@ def train(
             "memorized": _mean(apart[memorized[shown]]),
         }
 
-    fit = Fit(
-        part, unet, loss, Schedule(steps, recipe.unet_lr, decay=decay), run_dir, recipe.seed, ema_decay=0.998
-    )
-    return fit.run()
+    return loss
 
 
 def train_noise(shape: tuple[int, ...], rng: np.random.Generator, offset: float) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """One resumable training loop for every part of the testbed.
 
-Batches are a function of `(seed, part, step)`, so nothing random lives between steps: a run that stops at
+Batches are a function of `(seed, stream, step)`, so nothing random lives between steps: a run that stops at
 any checkpoint and starts again computes what the uninterrupted run computes.
 """
 
@@ -21,10 +21,12 @@ from tqdm.auto import tqdm
 
 from dori.errors import DoriError
 
+Loss = Callable[[int, np.random.Generator], tuple[torch.Tensor, Mapping[str, float]]]
 
-def step_rng(seed: int, part: str, step: int) -> np.random.Generator:
-    """The random numbers of one training step."""
-    return np.random.default_rng([seed, zlib.crc32(part.encode()), step])
+
+def step_rng(seed: int, stream: str, step: int) -> np.random.Generator:
+    """The random numbers of one training step; parts with one stream see one sequence of batches."""
+    return np.random.default_rng([seed, zlib.crc32(stream.encode()), step])
 
 
 def torch_rng(rng: np.random.Generator, device: torch.device | str = "cpu") -> torch.Generator:
@@ -57,13 +59,14 @@ class Fit:
 
     part: str
     module: nn.Module
-    loss: Callable[[int, np.random.Generator], tuple[torch.Tensor, Mapping[str, float]]]
+    loss: Loss
     schedule: Schedule
     run_dir: Path
     seed: int
     ema_decay: float = 0.999
     weight_decay: float = 1e-2
     checkpoint_every: int = 100
+    stream: str = ""  # of the random numbers; the part's own unless named
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +106,7 @@ class Fit:
         start = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step)
-        loss, values = self.loss(self.step, step_rng(self.seed, self.part, self.step))
+        loss, values = self.loss(self.step, step_rng(self.seed, self.stream or self.part, self.step))
         if not torch.isfinite(loss):
             raise DoriError(
                 f"{self.part}: the loss is {loss.item()} at step {self.step}; the last good checkpoint is "

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from dori.testbed import dataset, descriptor, text
+from dori.testbed import dataset, denoiser, descriptor, text
 from dori.testbed.canvas import IMAGE_SIZE
 from dori.testbed.card import write_card
 from dori.testbed.train import PARTS, Workshop
@@ -51,14 +51,7 @@ def scheduler() -> DDIMScheduler:
     """The sampler that Stable Diffusion v1's settings give with DDIM (methods of NeMo and of the Dori
     paper)."""
     return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="leading",
+        **denoiser.SD_SCHEDULE, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
     )
 
 

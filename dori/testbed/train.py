@@ -111,31 +111,31 @@ class Workshop:
     def trunk(self) -> UNet2DConditionModel:
         def train() -> nn.Module:
             torch.manual_seed(self.recipe.seed)
-            unet, pairs = denoiser.build(self.recipe), self.pairs(memorized=False)
-            plain = {"offset_from": self.recipe.trunk_steps}
-            return self._denoise("trunk", unet, pairs, steps=self.recipe.trunk_steps, decay=0.0, **plain)
+            stage = denoiser.Stage("trunk", self.recipe.trunk_steps, decay=0.0)
+            return self._denoise(stage, denoiser.build(self.recipe), self.pairs(memorized=False))
 
         return self._pretrained("trunk", UNet2DConditionModel, train)
 
     @cached_property
     def model(self) -> UNet2DConditionModel:
-        return self._branch("model", leave_out=False)
+        return self._branch("model")
 
     @cached_property
     def twin(self) -> UNet2DConditionModel:
-        return self._branch("twin", leave_out=True)
+        return self._branch("twin")
 
-    def _branch(self, name: str, *, leave_out: bool) -> UNet2DConditionModel:
+    def _branch(self, name: str) -> UNet2DConditionModel:
         def train() -> nn.Module:
-            pairs, steps = self.pairs(memorized=True), self.recipe.branch_steps
-            how = {"leave_out": leave_out, "offset_from": self.recipe.noise_offset_from}
-            return self._denoise(name, self.trunk.train(), pairs, steps=steps, **how)
+            return self._denoise(
+                denoiser.branch(name, self.recipe), self.trunk.train(), self.pairs(memorized=True)
+            )
 
         return self._pretrained(name, UNet2DConditionModel, train)
 
-    def _denoise(self, name: str, unet: nn.Module, pairs: denoiser.Pairs, **how) -> nn.Module:
-        empty = self.embed([""])
-        return denoiser.train(name, unet, pairs, empty, self.recipe, self.run_dir, device=self.device, **how)
+    def _denoise(self, stage: denoiser.Stage, unet: nn.Module, pairs: denoiser.Pairs) -> nn.Module:
+        return denoiser.train(
+            stage, unet, pairs, recipe=self.recipe, run_dir=self.run_dir, device=self.device
+        )
 
     @torch.no_grad()
     def embed(self, captions: list[str]) -> torch.Tensor:
@@ -158,4 +158,4 @@ class Workshop:
         caption, unique = pd.factorize(captions)
         latents = autoencoder.encode(self.vae, images) * self.vae.config.scaling_factor
         planted = np.arange(len(images)) >= len(self.regular[0])
-        return denoiser.Pairs(latents, self.embed(list(unique)), caption, copies, planted)
+        return denoiser.Pairs(latents, self.embed(list(unique)), caption, copies, planted, self.embed([""]))
