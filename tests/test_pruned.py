@@ -144,8 +144,19 @@ def test_headlines_are_of_the_chosen_setting_and_of_rows_that_were_to_be_had():
     assert len(lines.splitlines()) == 2
 
 
+def test_the_choice_that_silences_more_is_searched_at_length():
+    def tried(label, replicated):
+        pruned_half = pd.DataFrame({"id": ["a", "b"], "setting": label, "replicated": replicated})
+        return Choice(Silencing(pruned_half, pd.DataFrame(), label), Nemo())
+
+    loud, silent = tried("NeMo search", [True, True]), tried("Wanda 10 %", [True, False])
+    assert pruned.most_silent({"NeMo": loud, "Wanda": silent}) is silent
+    assert pruned.most_silent({"NeMo": silent, "Wanda": silent}) is silent
+
+
 def test_a_figure_that_is_not_there_is_said_to_be_missing():
     assert pruned.shown(Estimate(float("nan"), 0, 1, 0)) == "not measured here"
+    assert pruned.shown(Estimate(0.5, float("nan"), float("nan"), 1)) == "0.5, n = 1"
     assert pruned.shown(wilson(1, 1)) == str(wilson(1, 1))
     assert pruned.shown(wilson(1, 1), percent=True) == wilson(1, 1).percent
 
@@ -175,4 +186,10 @@ def test_utility_has_each_pruning_and_all_cuts_at_once(study):
     chosen = {"NeMo": picked(Nemo(z=0.5))}
     table = cuts.utility(study, chosen, cuts.units_off(study, chosen))
     assert table["label"].tolist() == [BEFORE, "NeMo z > 0.5", "NeMo z > 0.5, all cuts"]
+    shown = cuts.utility_shown(table)
+    assert shown.columns.tolist() == [
+        "n",
+        "likeness within a prompt",
+    ]  # what a CLIP would be needed for is left out
+    assert shown.index.tolist() == table["label"].tolist()
     assert pd.isna(cuts.alignment_lost(table, chosen["NeMo"]).value)  # no CLIP knows these images

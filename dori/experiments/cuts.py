@@ -19,6 +19,14 @@ from dori.metrics.intervals import Estimate
 from dori.mitigation.units import Units, union
 from dori.study import Study
 
+MEASURES = {
+    "alignment": "alignment",
+    "alignment_change": "its change (share)",
+    "fid": "FID",
+    "kid": "KID x 1000",
+    "diversity": "likeness within a prompt",
+}
+
 
 def units_off(study: Study, chosen: Mapping[str, Choice]) -> dict[str, dict[str, Units]]:
     """What each pruning of the table switches off, by its label and by the id of the test prompt."""
@@ -45,6 +53,18 @@ def utility(
     joint = {f"{c.label}, all cuts": union(off[c.label].values()) for c in chosen.values()}
     twin = {"twin": study.twin} if study.twin else {}
     return utility_table(study, regular, {BEFORE: None, **off, **joint, **twin}, sampling=sampling(study))
+
+
+def utility_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`utility` for reading: each measure with its interval, of those that could be taken."""
+    shown = table[["label", "n"]].copy()
+    for measure, name in MEASURES.items():
+        if measure in table and table[measure].notna().any():
+            ends = (table[measure], table[f"{measure}_low"], table[f"{measure}_high"])
+            shown[name] = [
+                f"{v:.3g}" + (f" [{a:.3g}, {b:.3g}]" if a == a else "") for v, a, b in zip(*ends, strict=True)
+            ]
+    return shown.set_index("label")
 
 
 def alignment_lost(table: pd.DataFrame, choice: Choice) -> Estimate:

@@ -117,12 +117,26 @@ def choose(study: Study, candidates: Sequence[Setting]) -> Choice:
 
 def trials(chosen: Mapping[str, Choice]) -> pd.DataFrame:
     """Every candidate on the validation half, a row each as `foundations.trade_off`; `chosen` marks one."""
-    tables = [trade_off(c.tried).assign(chosen=lambda t, c=c: t.index == c.label) for c in chosen.values()]
-    return pd.concat(tables).replace({"chosen": {True: "yes", False: ""}})
+    table = pd.concat([trade_off(choice.tried) for choice in chosen.values()])
+    table["density"] *= 100
+    digits = {"units": 0, "density": 2, "memorization_rate": 2, "similarity": 2, "alignment": 3}
+    names = {"density": "% of all", "memorization_rate": "MR", "alignment_unpruned": "as trained"}
+    labels = {choice.label for choice in chosen.values()}
+    marks = ["yes" if label in labels else "" for label in table.index]
+    return table.round(digits | {"alignment_unpruned": 3}).rename(columns=names).assign(chosen=marks)
+
+
+def most_silent(chosen: Mapping[str, Choice]) -> Choice:
+    """The choice that leaves least of the memory on the validation half; the first of equals."""
+    silences = {
+        method: memorization_rate(c.tried.pruned[c.tried.pruned["setting"] == c.label]).value
+        for method, c in chosen.items()
+    }
+    return chosen[min(silences, key=silences.__getitem__)]
 
 
 def left_out(study: Study, missing: Mapping[str, str]) -> str:
-    """A sentence (Markdown) for each thing this model and benchmark cannot have; empty where all is there."""
+    """A sentence (Markdown) for each thing that this model and benchmark cannot have."""
     lines = [f"{method} cannot be used here: {reason}." for method, reason in missing.items()]
     if study.twin is None:
         lines.append(
@@ -137,7 +151,9 @@ def left_out(study: Study, missing: Mapping[str, str]) -> str:
         lines.append(
             "The bundled CLIP knows the bundled images alone, so alignment, FID and KID are left out."
         )
-    return "\n".join(f"- {line}" for line in lines)
+    return (
+        "\n".join(f"- {line}" for line in lines) or "Nothing had to be left out for this model and benchmark."
+    )
 
 
 def reported(study: Study, chosen: Mapping[str, Choice]) -> dict[str, Setting]:
@@ -223,6 +239,8 @@ def shown(figure: Estimate, *, percent: bool = False) -> str:
     """An estimate in prose, or that there is none."""
     if np.isnan(figure.value):
         return "not measured here"
+    if np.isnan(figure.low):
+        return f"{figure.value:.2g}, n = {figure.n}"
     return figure.percent if percent else str(figure)
 
 

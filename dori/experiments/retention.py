@@ -153,6 +153,7 @@ def words_found(table: pd.DataFrame, prompts: Benchmark) -> pd.DataFrame:
     """What `words_runs` put in front of each prompt, and the best copy score it gave: a row per search."""
     found = table[table["prompt"] == WITH_TOKENS].groupby(["weights", "id"], sort=False)
     shown = found.agg(**{"tokens found": ("text", "first"), "best score": ("score", "max")}).reset_index()
+    shown["tokens found"] = shown["tokens found"].str.replace("</w>", "")  # CLIP's mark for the end of a word
     shown.insert(2, "prompt", shown["id"].map(prompts.table["prompt"]))
     return shown.drop(columns="id").set_index("weights")
 
