@@ -195,8 +195,8 @@ def mitigate(
         with contextlib.suppress(OSError):
             workplace(out).rmdir()  # nothing is left of a model that cannot be loaded
     found = run(study, picked, setting, out)
-    console.print(units_table(found, f"{study.model.name}, {len(picked)} prompts"))
-    console.print(f"{out}, {len(picked.skipped)} rows skipped")
+    console.print(units_table(found, f"{study.model.name}, prompts: {len(picked)}"))
+    console.print(f"{out}: {len(picked.skipped)} rows skipped")
 
 
 @app.command()
