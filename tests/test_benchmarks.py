@@ -56,11 +56,15 @@ def test_the_plain_search_finds_the_same_neurons(benchmarks, written, wasteful):
 
 def test_the_report_says_where_results_differ(benchmarks):
     seconds = {"attack, plain": 6, "attack, ours": 2, "NeMo, plain": 16, "NeMo, lean": 4, "NeMo, ours": 2}
-    ways = {way: {"seconds": s, "results": [{"a": [1, 2]}, {"a": []}]} for way, s in seconds.items()}
+    ways = {
+        way: {"seconds": s, "cpu_seconds": s / 2, "results": [{"a": [1, 2]}, {"a": []}]}
+        for way, s in seconds.items()
+    }
     ways["attack, plain"]["results"], ways["attack, ours"]["results"] = [[2.0, 1.0]], [[2.0, 1.1]]
     ways["NeMo, ours"]["results"] = [{"a": [1, 2]}, {"a": [3]}]
     found = benchmarks.compared(ways, images=4, prompts=2)
     assert (found["attack"]["times_as_fast"], found["NeMo"]["times_as_fast"]) == (3, 8)
+    assert found["attack"]["times_as_fast_by_cpu_time"] == 3
     assert found["attack"]["images_per_minute"] == {"plain": 40, "ours": 120}
     assert found["attack"]["largest_difference_of_losses"] == pytest.approx(0.1)
     assert found["NeMo"]["same_sets"] == [True, False]
