@@ -120,7 +120,15 @@ def test_the_same_again_changes_nothing_and_another_setting_replaces_it(run, out
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     assert run(z=0.5, out=out)[0] == 0
     assert provenance(out)["settings"]["z"] == 0.5
-    assert [p.name for p in out.parent.iterdir() if p.name.startswith("mended")] == ["mended"]
+    assert [p.name for p in out.parent.iterdir() if "mended" in p.name] == ["mended"]
+
+
+def test_neighbours_of_the_directory_are_left_alone(run, out):
+    for name in ("mended.old", "mended.partial"):
+        (out.parent / name).mkdir()
+    run(z=1.0, out=out)
+    run(z=0.5, out=out)
+    assert sorted(p.name for p in out.parent.glob("mended*")) == ["mended", "mended.old", "mended.partial"]
 
 
 @pytest.mark.parametrize("method", METHODS)

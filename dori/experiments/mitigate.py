@@ -49,7 +49,7 @@ def check_target(out: Path, model: str) -> None:
 
 def workplace(out: Path) -> Path:
     """The run directory beside `out`: an interrupted run goes on from its records; gone at the end."""
-    return out.with_name(out.name + ".partial")
+    return out.with_name(f".{out.name}.dori")  # a name that nobody else gives, as it is removed
 
 
 def mitigate(study: Study, prompts: Benchmark, setting: Setting, out: Path) -> Units:
@@ -60,6 +60,7 @@ def mitigate(study: Study, prompts: Benchmark, setting: Setting, out: Path) -> U
     """
     decides = {**decided_by(study), **named(setting), **dataclasses.asdict(setting)}
     decides |= {"prompts": prompts.prompts(), "regular": study.regular.prompts()}
+    decides |= dataclasses.asdict(study.model.defaults)  # of Wanda's norms, and saved
     if _provenance(out).get("key") == content_key(decides):
         units = Units.load(out / "units.safetensors")
     else:
@@ -151,10 +152,9 @@ def _provenance(directory: Path) -> dict:
 
 
 def _put(made: Path, out: Path) -> None:
-    """Move a finished directory to its place; an older one goes when the new one stands."""
-    old = out.with_name(out.name + ".old")
+    """Move a finished directory to its place; an older one is kept until the new one stands."""
+    old = workplace(out) / "old"
     if out.exists():
         shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     made.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
