@@ -14,7 +14,7 @@ from dori.model import TextToImageModel
 
 Progress = Callable[[int, Tensor, Tensor], None]  # steps done, losses (n,), embeddings (n, T, D)
 INITS = ("prompt", "random", "regular")
-CPU_ROWS = 512  # a larger batch is no faster on a CPU, only larger
+CPU_ROWS = 64  # a larger batch is no faster on a CPU, only larger
 
 
 @dataclass(frozen=True)
