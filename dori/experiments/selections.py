@@ -34,11 +34,8 @@ def named(setting: Setting) -> dict[str, str]:
     if isinstance(setting, Wanda):
         method, label, shown = "Wanda", f"Wanda {100 * setting.sparsity:.10g} %", ("sparsity",)
     else:
-        method, label, shown = (
-            "NeMo",
-            f"NeMo z > {setting.z:.10g}" if setting.z is not None else "NeMo search",
-            ("z",),
-        )
+        how = "search" if setting.z is None else f"z > {setting.z:.10g}"
+        method, label, shown = "NeMo", f"NeMo {how}", ("z",)
     for field in dataclasses.fields(setting):
         value = getattr(setting, field.name)
         if field.name not in shown and value != field.default:
