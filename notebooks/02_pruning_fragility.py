@@ -310,7 +310,7 @@ limits = retention.limited_runs(study, main)
 found = rates(limits, ["limit", "target"]).round(2)
 found.pivot(index="limit", columns="target", values=["mr", "best_score"])
 
-# %% mystnb={"figure": {"name": "fig-limits", "caption": "Memorization rate after a search with limits: so many tokens may move, or the embedding must stay within a radius, given in distances between two prompts. Memorized images are under pruning, the controls are whole."}, "image": {"alt": "Memorization rates with interval bars by limit on the search, for memorized images, the same images on the twin, and held-out images.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-limits", "caption": "Memorization rate after a search with limits: so many tokens may move, or the embedding must stay within a radius, given in distances between two prompts. Memorized images are under pruning, the twin is whole; without a twin, held-out images stand in its place."}, "image": {"alt": "Memorization rates with interval bars by limit on the search, for memorized images under pruning and for the same images on the twin.", "width": "100%"}} tags=["hide-input"]
 plots.limit_rates(limits)
 
 # %% tags=["hide-input"]

@@ -143,6 +143,10 @@ def test_limits_are_put_to_the_same_targets(study):
     found = retention.limited_runs(study, CHOICE)
     assert list(dict.fromkeys(found["limit"])) == ["1 token", "4 tokens", "radius 0.5"]
     assert set(found["target"]) == {"memorized", "held-out"}
+    twin = dataclasses.replace(study, seed=1)  # any other study serves
+    with_twin = dataclasses.replace(study)
+    with_twin.__dict__["twin"] = twin
+    assert set(retention.limited_runs(with_twin, CHOICE)["target"]) == {"memorized", "twin"}
 
 
 def test_without_regular_prompts_only_the_number_of_tokens_is_limited(study):

@@ -52,12 +52,15 @@ def pruned_for(study: Study, choice: Choice | None, n: int | None) -> dict[str, 
 
 
 def limited_runs(study: Study, choice: Choice | None) -> pd.DataFrame:
-    """The same searches with little room: few tokens free, or a radius. Targets as in `budget_runs`."""
+    """The same searches with little room: few tokens free, or a radius.
+
+    Targets as in `budget_runs`, but held-out images only where there is no twin to compare with.
+    """
     test, size, n = halves(study)[1], sizes(study), sizes(study).limited
     return limits_table(
         study,
         test.head(n),
-        regular_prompts(study).head(n or len(test)),
+        regular_prompts(study).head(0 if study.twin else n or len(test)),
         tokens=size.tokens,
         radii=size.radii if len(study.regular) > 1 else (),  # their unit is a distance of two regular prompts
         steps=size.budget,
