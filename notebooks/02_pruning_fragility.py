@@ -18,10 +18,10 @@
 #
 # {ref}`replication` showed a model that returns its training images. The obvious remedy is surgery: find the few parts of the network
 # that do it, and switch them off. Two methods do this, {term}`NeMo` with neurons {cite:p}`hintersdorf2024nemo` and {term}`Wanda` with
-# single weights {cite:p}`chavhan2024memorized,sun2024wanda`. After either, the prompt paints something else. It looks as if the image had
-# been deleted.
+# single weights {cite:p}`chavhan2024memorized,sun2024wanda`. After either, its authors report, the prompt paints something else. It looks as if
+# the image had been deleted.
 #
-# But all that was seen is that *one* {term}`trigger`, the prompt, stopped working. Silence has two explanations: the image is gone, or the
+# But all that is seen is that *one* {term}`trigger`, the prompt, stopped working. Silence has two explanations: the image is gone, or the
 # way from the prompt to the image is blocked and the image is still there. This chapter tells them apart by looking for another way.
 #
 # **The claim.** A short search for a text {term}`embedding` brings the image back from the pruned model, wherever the search starts. So
@@ -104,8 +104,8 @@ Markdown(f"Model `{study.model.name}`. Verbatim prompts with the most copies: {l
 # %% [markdown]
 # ### Which setting?
 #
-# Both methods have knobs, and a strong enough setting silences anything. So each method's setting is chosen on one half of the prompts by
-# a rule: of the settings that bring the {term}`memorization rate` to a tenth, take the one whose regular images stay most alike; if none
+# Both methods have knobs. Turned too far, they spoil the model; not far enough, they leave the prompt working. So each method's setting is
+# chosen on one half of the prompts by a rule: of the settings that bring the {term}`memorization rate` to a tenth, take the one whose regular images stay most alike; if none
 # does, the one that leaves the least. Everything after this section is of the other half. Beside the chosen settings stand those of the
 # paper.
 
