@@ -9,7 +9,7 @@ from torch import Tensor
 from dori.attack import Attack
 from dori.benchmark import Benchmark
 from dori.drawing import Trigger, drawn, prompt_trigger
-from dori.experiments.pruned import BEFORE, Choice, halves, reported, sampling, sizes
+from dori.experiments.pruned import BEFORE, Choice, halves, put_to, reported, sampling, sizes
 from dori.experiments.replication import regular_prompts
 from dori.experiments.searches import run_attacks
 from dori.experiments.selections import find_units
@@ -30,8 +30,10 @@ MEASURES = {
 
 def units_off(study: Study, chosen: Mapping[str, Choice]) -> dict[str, dict[str, Units]]:
     """What each pruning of the table switches off, by its label and by the id of the test prompt."""
-    test = halves(study)[1]
-    return {label: find_units(study, test, s) for label, s in reported(study, chosen).items()}
+    return {
+        label: find_units(study, put_to(study, label, chosen), s)
+        for label, s in reported(study, chosen).items()
+    }
 
 
 def layers(off: Mapping[str, Mapping[str, Units]]) -> pd.DataFrame:

@@ -163,6 +163,12 @@ def reported(study: Study, chosen: Mapping[str, Choice]) -> dict[str, Setting]:
     return dict(sorted(usable.items(), key=lambda item: named(item[1])["method"]))
 
 
+def put_to(study: Study, label: str, chosen: Mapping[str, Choice]) -> Benchmark:
+    """The test prompts a pruning is put to: all for a chosen one, fewer for one of the paper's."""
+    test, chosen_ones = halves(study)[1], {choice.label for choice in chosen.values()}
+    return test if label in chosen_ones else test.head(sizes(study).published_on)
+
+
 def runs(study: Study, chosen: Mapping[str, Choice]) -> pd.DataFrame:
     """The test half under each pruning: drawn from the prompt, and from what each search found.
 
@@ -172,9 +178,9 @@ def runs(study: Study, chosen: Mapping[str, Choice]) -> pd.DataFrame:
     test, size, labels = halves(study)[1], sizes(study), {c.label for c in chosen.values()}
     parts = [_marked(generate_and_score(study, test, sampling(study)), BEFORE, NO_SEARCH)]
     for label, setting in reported(study, chosen).items():
-        parts.append(_marked(prune_table(study, test, setting, sampling=sampling(study)), label, NO_SEARCH))
-        numbers = size.searched if label in labels else size.compared
-        for init, part in ((init, test.head(numbers[k])) for init, k in starts(study)):
+        numbers, shown = size.searched if label in labels else size.compared, put_to(study, label, chosen)
+        parts.append(_marked(prune_table(study, shown, setting, sampling=sampling(study)), label, NO_SEARCH))
+        for init, part in ((init, shown.head(numbers[k])) for init, k in starts(study)):
             off = find_units(study, part, setting)
             parts += _searched(study, part, init, label, off=off)
     for init, k in starts(study):
