@@ -328,8 +328,8 @@ targets = {name: t[(t["kind"] == "none") | t["id"].isin(top.ids)] for name, t in
 area = {name: auroc(part["score"], part["memorized"]) for name, part in targets.items()}
 found = {name: tpr_at(part["score"], part["memorized"]) for name, part in targets.items()}
 named = {"wen_auroc": area["all noises"], "wen_tpr_at_1_fpr": found["all noises"], "wen_auroc_one_noise": area["one noise"]}
-for name, estimate in named.items():
-    study.headline(name, estimate)
+for name, detected in named.items():
+    study.headline(name, detected)
 
 # %% mystnb={"figure": {"name": "fig-roc", "caption": "Detection of the prompts with the most copies against held-out prompts. Dashed: one false alarm in a hundred."}, "image": {"alt": "ROC curves with a logarithmic axis of false alarms, for the magnitude from one noise and from several, with the line of chance.", "width": "75%"}} tags=["hide-input"]
 plots.roc({name: roc_table(part["score"], part["memorized"]) for name, part in targets.items()})
