@@ -338,6 +338,27 @@ plots.roc({name: roc_table(part["score"], part["memorized"]) for name, part in t
 Markdown("\n".join(f"- {name}: area {area[name]}; found at one false alarm in a hundred: {found[name].percent}" for name in targets))
 
 # %% [markdown]
+# ### What a prompt pulls without memory
+#
+# A prompt pulls because it says something, memorized or not. Here regular captions fix five things in the picture, and the titles of
+# memorized pictures say nothing; for a detector that is the hard case. The twin shows how much of the pull is what the prompt *says*:
+# whatever it pulls there is no memory. The table gives the mean magnitude of both models and the excess of the one over the
+# other. If the excess tells memorized from regular where the magnitude does not, the detector fails not for want of a trace but for want of a
+# baseline; only here, where there is a twin, can it have one.
+
+# %%
+excess = chapter.excess_table(study)
+excess = excess[(excess["kind"] == "none") | excess["id"].isin(top.ids)]
+if len(excess):
+    study.headline("wen_excess_auroc", auroc(excess["excess"], excess["memorized"]))
+    study.headline("wen_excess_tpr_at_1_fpr", tpr_at(excess["excess"], excess["memorized"]))
+excess.groupby("kind")[["score", "twin", "excess"]].mean().round(2)
+
+# %% tags=["hide-input"]
+Markdown("" if excess.empty else f"By the excess: area {auroc(excess['excess'], excess['memorized'])}; "
+         f"found at one false alarm in a hundred: {tpr_at(excess['excess'], excess['memorized']).percent}.")
+
+# %% [markdown]
 # ### When the empty prompt remembers
 #
 # The magnitude compares a prompt with the empty prompt, and takes for granted that the empty prompt remembers nothing. For Stable

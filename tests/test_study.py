@@ -172,8 +172,20 @@ def test_detection_scores_every_prompt_and_noise_once(study, monkeypatch):
     pd.testing.assert_frame_equal(chapter.detection_table(study), table)
 
 
+def test_the_excess_is_what_the_twin_does_not_pull(study, tiny_v_model):
+    own = chapter.detector_scores(chapter.detection_table(study), study.sampling().seeds)
+    study.__dict__["twin"] = study
+    assert (chapter.excess_table(study)["excess"] == 0).all()
+    study.__dict__["twin"] = other = study.on(tiny_v_model)
+    table = chapter.excess_table(study)
+    pulled = chapter.detector_scores(chapter.detection_table(other), study.sampling().seeds)
+    assert table["id"].tolist() == own["id"].tolist()
+    assert table["excess"].tolist() == pytest.approx((own["score"] - pulled["score"]).tolist())
+
+
 def test_a_foreign_model_has_no_twin_and_no_training_index(study):
     assert study.twin is None
+    assert chapter.excess_table(study).empty
     assert chapter.neighbour_table(study).empty
     assert chapter.attribute_table(study).empty
     assert set(chapter.twin_table(study)["model"]) == {"tiny"}

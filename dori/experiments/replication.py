@@ -208,6 +208,21 @@ def detector_scores(table: pd.DataFrame, noises: int) -> pd.DataFrame:
     return kept.groupby("id", sort=False).agg({**about, "score": "mean"}).reset_index()
 
 
+def excess_table(study: Study) -> pd.DataFrame:
+    """What a prompt pulls, and how much of it the twin's does not: a row per prompt, empty without a twin.
+
+    Columns of `detector_scores` over all noises, `twin` (the magnitude on the twin, from the same noises) and
+    `excess` (model minus twin). Memory is the only difference between the two models, so the excess is due to
+    it, and the rest to what the prompt says.
+    """
+    noises = study.sampling().seeds
+    own = detector_scores(detection_table(study), noises)
+    if study.twin is None:
+        return own.head(0).assign(twin=0.0, excess=0.0)
+    other = detector_scores(detection_table(study.twin), noises).set_index("id")["score"]
+    return own.assign(twin=own["id"].map(other), excess=lambda t: t["score"] - t["twin"])
+
+
 def _magnitudes(study: Study, prompts: pd.Series) -> Iterator[tuple[str, list[float]]]:
     """(id, magnitude for each noise) of each prompt, from the store where it has been computed."""
     sampling = study.sampling()
