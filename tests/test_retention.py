@@ -139,6 +139,22 @@ def test_memorized_images_are_searched_under_their_pruning_and_controls_on_whole
     assert equal.to_dict() == {"held-out": True, "memorized": False}
 
 
+def test_the_longer_search_is_put_to_the_pruning_that_gave_back_least(study):
+    other = CHOICE._replace(tried=CHOICE.tried._replace(chosen="other"))
+    rows = [(CHOICE.label, True), ("other", False)]
+    table = pd.DataFrame(
+        [
+            {"pruning": p, "start": "random", "id": "a", "seed": 0, "score": 0.5, "replicated": r}
+            for p, r in rows
+        ]
+    )
+    assert retention.hardest(table, {"A": CHOICE, "B": other}) is other
+    found = retention.longer_runs(study, CHOICE)
+    assert set(found["target"]) == {"memorized", "held-out"}
+    assert set(found["steps"]) == {1, 2}
+    assert set(found["init"]) == {"random"}
+
+
 def test_limits_are_put_to_the_same_targets(study):
     found = retention.limited_runs(study, CHOICE)
     assert list(dict.fromkeys(found["limit"])) == ["1 token", "4 tokens", "radius 0.5"]

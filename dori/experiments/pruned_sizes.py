@@ -45,6 +45,7 @@ class Sizes:
     budget: int = 50  # steps of a search
     curve: int | None = None  # images of each target behind the curve over the budget
     budgets: tuple[int, ...] = (0, 10, 25, 50, 100, 200, 500)
+    longer: tuple[int, ...] = (50, 100, 200)  # steps of the search from random numbers, where 50 were too few
     limited: int | None = None  # images of each target behind each limit
     tokens: tuple[int, ...] = (1, 2, 4, 8)
     radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # in distances between two prompts
@@ -63,6 +64,7 @@ SIZES = {
         budget=1,
         curve=1,
         budgets=(0, 1),
+        longer=(1, 2),
         limited=1,
         tokens=(1, 4),
         radii=(0.5,),

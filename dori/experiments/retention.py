@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from dori.attack import Attack
+from dori.attack import INITS, Attack
 from dori.benchmark import Benchmark
 from dori.drawing import prompt_trigger, score_triggers
 from dori.experiments.fragility import (
@@ -22,7 +22,7 @@ from dori.experiments.fragility import (
     prompt_distance,
     unlearndiff_table,
 )
-from dori.experiments.pruned import BEFORE, HELD_OUT, NO_SEARCH, TWIN, Choice, halves, sampling, sizes
+from dori.experiments.pruned import BEFORE, HELD_OUT, NO_SEARCH, TWIN, Choice, halves, rate, sampling, sizes
 from dori.experiments.replication import regular_prompts
 from dori.experiments.selections import find_units
 from dori.metrics.intervals import Estimate, bootstrap, rate_difference
@@ -44,6 +44,23 @@ def budget_runs(study: Study, choice: Choice | None) -> pd.DataFrame:
     memorized, held_out = test.head(n), regular_prompts(study).head(n or len(test))
     off = pruned_for(study, choice, n)
     return attack_controls(study, memorized, held_out, plan, units=off, sampling=sampling(study))
+
+
+def hardest(table: pd.DataFrame, chosen: Mapping[str, Choice], start: str = "random") -> Choice:
+    """The chosen pruning under which the searches of `pruned.runs` from `start` brought back least."""
+    return min(chosen.values(), key=lambda choice: rate(table, choice.label, start).value)
+
+
+def longer_runs(study: Study, choice: Choice, start: str = "random") -> pd.DataFrame:
+    """The search from `start` for longer: memorized images under `choice`, and the same on the twin.
+
+    Held-out images take the twin's place where there is none. Columns as `budget_runs`.
+    """
+    size, test, plan = sizes(study), halves(study)[1], Attack(start, sizes(study).longer)
+    n = size.searched[INITS.index(start)]
+    held_out = regular_prompts(study).head(0 if study.twin else n or len(test))
+    off = pruned_for(study, choice, n)
+    return attack_controls(study, test.head(n), held_out, plan, units=off, sampling=sampling(study))
 
 
 def pruned_for(study: Study, choice: Choice | None, n: int | None) -> dict[str, Units] | None:
