@@ -152,12 +152,13 @@ plots.units_per_layer(layers)
 #
 # Wanda may take weights from every block, NeMo only value neurons of the down and middle blocks. Text enters the up blocks as well. So
 # before asking how well NeMo selects, ask what is there to select from: switch off *all* value neurons of a group of blocks. No setting can
-# take more than that. If the test prompts still return their images with all of NeMo's neurons off, then in this model the way from the prompt to the
-# image leads past them, and NeMo fails here for another reason than a bad choice. The last column is what it costs: the share of the
-# alignment of regular prompts that is lost.
+# take more than that. If test prompts still return their images with all of NeMo's neurons off, the way from the prompt to those images
+# leads past them, and taking more of them is no remedy. The last column is what it costs: the share of the alignment of regular prompts that
+# is lost.
 
 # %%
-reached = reach_table(study, test.head(8), regular_prompts(study).head(16), sampling=pruned.sampling(study))
+some, others = test.head(8), regular_prompts(study).head(16)
+reached = reach_table(study, some, others, sampling=pruned.sampling(study))
 reached.round(2).set_index("group")
 
 # %% [markdown]

@@ -123,7 +123,8 @@ def trials(chosen: Mapping[str, Choice]) -> pd.DataFrame:
     names = {"density": "% of all", "memorization_rate": "MR", "alignment_unpruned": "as trained"}
     labels = {choice.label for choice in chosen.values()}
     marks = ["yes" if label in labels else "" for label in table.index]
-    return table.round(digits | {"alignment_unpruned": 3}).rename(columns=names).assign(chosen=marks)
+    table = table.round(digits | {"alignment_unpruned": 3}).astype({"units": int})
+    return table.rename(columns=names).assign(chosen=marks)
 
 
 def most_silent(chosen: Mapping[str, Choice]) -> Choice:
