@@ -28,9 +28,8 @@ def reach_table(
 ) -> pd.DataFrame:
     """What is left of the memory, and of the model, with a group's value neurons off altogether.
 
-    No selection within a group takes more than all of it. So where the rate stays high, a method that may only
-    take from this group is not helped by taking more. A row per group: neurons, MR with its
-    interval (`low`, `high`), n, and alignment_lost, the share of the alignment of `regular` that goes (NaN
+    No selection within a group takes more than all of it. So where the rate stays high, a method that may
+    only take from this group is not helped by taking more. A row per group: neurons, MR with its interval (`low`, `high`), n, and alignment_lost, the share of the alignment of `regular` that goes (NaN
     without the bundled CLIP or without regular prompts).
     """
     groups, rows = value_groups(study), []
