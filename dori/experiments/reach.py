@@ -29,8 +29,9 @@ def reach_table(
     """What is left of the memory, and of the model, with a group's value neurons off altogether.
 
     No selection within a group takes more than all of it. So where the rate stays high, a method that may
-    only take from this group is not helped by taking more. A row per group: neurons, MR with its interval (`low`, `high`), n, and alignment_lost, the share of the alignment of `regular` that goes (NaN
-    without the bundled CLIP or without regular prompts).
+    only take from this group is not helped by taking more. A row per group: neurons, MR with its interval
+    (`low`, `high`), n, and alignment_lost, the share of the alignment of `regular` that goes (NaN without the
+    bundled CLIP or without regular prompts).
     """
     groups, rows = value_groups(study), []
     cost = utility_table(study, regular, groups, sampling=sampling) if len(regular) else None
