@@ -26,7 +26,7 @@ def attack(
         x0, y = model.encode_images(image[None]), start[None].clone().requires_grad_()
         adam, generator = torch.optim.Adam([y], lr=PAPER.lr), torch.Generator().manual_seed(seed)
         losses.append([_step(model, x0, y, adam, generator) for _ in range(steps)])
-    model.unet.requires_grad_(False)
+    model.unet.requires_grad_(False).zero_grad(set_to_none=True)  # the model is left as it was
     return losses
 
 
