@@ -20,8 +20,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
+from dori.benchmark import load_benchmark
 from dori.loading import Defaults
 from dori.model import TextToImageModel
+from dori.store import RunStore
+from dori.study import PRESETS, Study
 
 WORDS = [
     "dawn",
@@ -266,3 +269,11 @@ def one_line(result: tuple[int, str, str]) -> str:
     assert err.startswith("dori: ")
     assert err.count("\n") == 1, err
     return err
+
+
+@pytest.fixture
+def study(tiny_model, descriptor, benchmark_csv, tmp_path):
+    """The smoke preset on the tiny model and the small benchmark."""
+    bench = load_benchmark(benchmark_csv)
+    memorized, regular = bench.select(kind=["verbatim", "template"]), bench.select(kind="none")
+    return Study(tiny_model, memorized, regular, descriptor, RunStore(tmp_path / "run"), PRESETS["smoke"])

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from dori.benchmark import load_benchmark
 from dori.drawing import (
     Trigger,
     drawn,
@@ -19,14 +18,6 @@ from dori.errors import DoriError
 from dori.experiments.searches import at_once
 from dori.mitigation.units import Units
 from dori.store import RunStore
-from dori.study import PRESETS, Study
-
-
-@pytest.fixture
-def study(tiny_model, descriptor, benchmark_csv, tmp_path):
-    bench = load_benchmark(benchmark_csv)
-    memorized, regular = bench.select(kind=["verbatim", "template"]), bench.select(kind="none")
-    return Study(tiny_model, memorized, regular, descriptor, RunStore(tmp_path / "run"), PRESETS["smoke"])
 
 
 @pytest.fixture

@@ -24,13 +24,6 @@ from dori.study import (
 )
 
 
-@pytest.fixture
-def study(tiny_model, descriptor, benchmark_csv, tmp_path):
-    bench = load_benchmark(benchmark_csv)
-    memorized, regular = bench.select(kind=["verbatim", "template"]), bench.select(kind="none")
-    return Study(tiny_model, memorized, regular, descriptor, RunStore(tmp_path / "run"), PRESETS["smoke"])
-
-
 def counting(monkeypatch, model, *, fail_at=None):
     """Count the images sampled; raise at call number `fail_at`."""
     calls, sample = [], model.sample
