@@ -1,9 +1,9 @@
-"""Figures with a slider that need no kernel: all frames lie in the page, the browser links them."""
+"""Figures with a slider or a list that need no kernel: frames lie in the page, the browser links them."""
 
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 from matplotlib.figure import Figure
@@ -27,13 +27,57 @@ def slider_figure(
         raise ValueError(
             f"{len(frames)} frames, {len(labels)} labels, {len(alts)} alt texts; at most 12, one of each"
         )
-    children = [ipywidgets.HTML(_figure_html(png(f), a, caption)) for f, a in zip(frames, alts, strict=True)]
-    stack = ipywidgets.Stack(children, selected_index=0)
-    slider = ipywidgets.SelectionSlider(options=list(labels), description=description, continuous_update=True)
-    slider.style.description_width = "initial"
-    slider.layout.width = "min(30em, 100%)"
+    stack = _stack(frames, alts, caption)
+    slider = _slider(labels, description)
     ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     return ipywidgets.VBox([slider, stack])
+
+
+def nested_figure(
+    frames: Mapping[str, Mapping[str, Figure]],
+    *,
+    descriptions: tuple[str, str],
+    alts: Mapping[str, Mapping[str, str]],
+    caption: str,
+) -> ipywidgets.VBox:
+    """Frames behind a list and a slider: pick an image, then one of its triggers.
+
+    `frames` and `alts` by image and trigger, with the same labels of triggers for each image, as one slider
+    serves all; at most a dozen frames in all. `descriptions` name the list and the slider.
+    """
+    labels = [list(inner) for inner in frames.values()]
+    told = [list(inner) for inner in alts.values()]
+    count = sum(map(len, labels))
+    if list(frames) != list(alts) or labels != told or not 1 < count <= 12:
+        raise ValueError(f"{count} frames, {sum(map(len, told))} alt texts; at most 12, one of each by name")
+    if any(inner != labels[0] for inner in labels):
+        raise ValueError(f"one slider serves all images, so each needs the same labels: {labels}")
+    stacks = [_stack(list(frames[k].values()), list(alts[k].values()), caption) for k in frames]
+    outer = ipywidgets.Stack(stacks, selected_index=0)
+    choice = ipywidgets.Dropdown(options=list(frames), description=descriptions[0])
+    slider = _slider(labels[0], descriptions[1])
+    _fit(choice)
+    ipywidgets.jslink((choice, "index"), (outer, "selected_index"))
+    for stack in stacks:
+        ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
+    return ipywidgets.VBox([choice, slider, outer])
+
+
+def _stack(frames: Sequence[Figure], alts: Sequence[str], caption: str) -> ipywidgets.Stack:
+    children = [ipywidgets.HTML(_figure_html(png(f), a, caption)) for f, a in zip(frames, alts, strict=True)]
+    return ipywidgets.Stack(children, selected_index=0)
+
+
+def _slider(labels: Sequence[str], description: str) -> ipywidgets.SelectionSlider:
+    slider = ipywidgets.SelectionSlider(options=list(labels), description=description, continuous_update=True)
+    _fit(slider)
+    return slider
+
+
+def _fit(control: ipywidgets.DOMWidget) -> None:
+    """The whole description is read, and nothing is wider than a phone."""
+    control.style.description_width = "initial"
+    control.layout.width = "min(30em, 100%)"
 
 
 def _figure_html(picture: bytes, alt: str, caption: str) -> str:

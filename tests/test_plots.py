@@ -191,3 +191,33 @@ def test_a_slider_figure_links_in_the_browser_and_has_alt_texts():
     assert 'alt="x &lt; 1"' in stack.children[0].value
     with pytest.raises(ValueError, match="alt"):
         widgets.slider_figure(frames, ["1"], description="", alts=[], caption="")
+
+
+def nested(triggers, images=("a", "b")):
+    frames = {image: {t: plots.image_rows({t: torch.rand(1, 3, 8, 8)}) for t in triggers} for image in images}
+    return frames, {image: {t: f"{image}, {t}" for t in triggers} for image in images}
+
+
+def test_a_nested_figure_has_one_list_and_one_slider_for_all_images(monkeypatch):
+    frames, alts = nested(["first", "second", "third"])
+    links = []
+    monkeypatch.setattr(widgets.ipywidgets, "jslink", lambda *ends: links.append(ends))
+    box = widgets.nested_figure(frames, descriptions=("image", "trigger"), alts=alts, caption="Cards")
+    choice, slider, outer = box.children
+    assert (choice.options, slider.options) == (("a", "b"), ("first", "second", "third"))
+    assert 'alt="b, third"' in outer.children[1].children[2].value
+    inner = [((slider, "index"), (stack, "selected_index")) for stack in outer.children]
+    assert links == [((choice, "index"), (outer, "selected_index")), *inner]
+
+
+def test_a_nested_figure_needs_the_same_triggers_for_each_image_and_at_most_a_dozen():
+    frames, alts = nested(["first", "second"])
+    names = {"descriptions": ("image", "trigger"), "caption": ""}
+    ragged = frames | {"b": {"first": frames["b"]["first"]}}
+    with pytest.raises(ValueError, match="same labels"):
+        widgets.nested_figure(ragged, alts=alts | {"b": {"first": "b"}}, **names)
+    with pytest.raises(ValueError, match="alt texts"):
+        widgets.nested_figure(frames, alts={"a": alts["a"]}, **names)
+    many, told = nested([str(n) for n in range(7)])
+    with pytest.raises(ValueError, match="14 frames"):
+        widgets.nested_figure(many, alts=told, **names)

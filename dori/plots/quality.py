@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dori.plots.style import COLOURS, INK, WIDTH, colour, house_style, legend
+from dori.plots.style import COLOURS, INK, WIDTH, colour, error_bars, house_style, legend
 
 # Column of `experiments.utility.utility_table` -> what it is and which way is better.
 MEASURES = {
@@ -83,7 +83,7 @@ def _dots(axis: Axes, table: pd.DataFrame, measure: str, baseline: str) -> None:
     for y, row in enumerate(table.to_dict("records")):
         value, label = row[measure], row["label"]
         low, high = (row.get(f"{measure}_{end}", np.nan) for end in ("low", "high"))
-        bars = np.clip(np.nan_to_num([[value - low], [high - value]]), 0, None)
+        bars = error_bars(value, low, high)
         tone = COLOURS["as trained"] if label == baseline else COLOURS.get(label, COLOURS["pruned"])
         axis.errorbar(value, y, xerr=bars, color=tone, marker="o", markersize=5, capsize=3)
         if label == baseline and np.isfinite(value):

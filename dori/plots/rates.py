@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dori.metrics.replication import first_above, rates
-from dori.plots.style import GROUND, INK, WIDTH, colour, house_style, legend, mark
+from dori.plots.style import GROUND, INK, WIDTH, colour, error_bars, house_style, legend, mark
 
 CONTROLS = ("twin", "held-out")  # targets an attack should not be able to paint
 
@@ -127,8 +127,7 @@ def with_bars(
     axis: Axes, x: Sequence[float], table: pd.DataFrame, tone: str, label: str | None = None, **line: str
 ) -> None:
     """A line through the rates with their intervals as bars."""
-    below, above = table["mr"] - table["low"], table["high"] - table["mr"]
-    bars = np.clip([below, above], 0, None)  # a rate of exactly 1 meets its bound up to rounding
+    bars = error_bars(table["mr"], table["low"], table["high"])
     style = {"marker": "o", "capsize": 3, "markersize": 5, "clip_on": False, **line}
     axis.errorbar(x, table["mr"], yerr=bars, color=tone, label=label, **style)
 

@@ -1,11 +1,14 @@
 """The house style: colours that keep their meaning, and what the figures of every kind share."""
 
 import functools
-from collections.abc import Callable, Sized
+import itertools
+from collections.abc import Callable, Iterable, Sized
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey by their lightness.
 COLOURS = {
@@ -21,11 +24,24 @@ COLOURS = {
     "nearest of the group": "#E69F00",
     "as trained": "#D55E00",
     "pruned": "#0072B2",
+    "ordinary": "#D55E00",
+    "planted": "#CC79A7",
+    "one image's triggers": "#D55E00",
+    "different images' triggers": "#E69F00",
+    "different memorized prompts": "#000000",
+    "regular prompts": "#0072B2",
 }
 # Where lines lie on each other at 0, dashes and markers tell them apart.
-MARKS = {"memorized": ("-", "o"), "twin": ("--", "s"), "held-out": (":", "^")}
+MARKS = {
+    "memorized": ("-", "o"),
+    "twin": ("--", "s"),
+    "held-out": (":", "^"),
+    "ordinary": ("-", "o"),
+    "planted": ("--", "D"),
+}
 OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
 GROUND, INK = "#FBFAF7", "#333333"
+SPARE = ("#56B4E9", "#CC79A7", "#009E73", "#E69F00", "#0072B2", "#D55E00", "#000000", "#7F7F7F", "#F0E442")
 STYLE = {
     "figure.dpi": 120,
     "figure.facecolor": GROUND,
@@ -75,6 +91,24 @@ def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def colour(name: str) -> str:
     """The colour of a sort, model or set; other names get one of the remaining colours, always the same."""
     return COLOURS.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
+
+
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name of one figure: known ones keep theirs, strangers share out what is left."""
+    names = list(dict.fromkeys(names))
+    known = {name: COLOURS[name] for name in names if name in COLOURS}
+    free = [tone for tone in SPARE if tone not in known.values()] or list(SPARE)
+    strangers = zip([name for name in names if name not in known], itertools.cycle(free), strict=False)
+    return known | dict(strangers)
+
+
+def error_bars(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """Ends of intervals as lengths (2, n) below and above; 0 where an end is not known.
+
+    Clipped at 0, as a value at the edge of its range meets its bound only up to rounding.
+    """
+    value, low, high = (np.atleast_1d(np.asarray(v, dtype=float)) for v in (value, low, high))
+    return np.clip(np.nan_to_num([value - low, high - value]), 0, None)
 
 
 def _nothing() -> Figure:
