@@ -111,9 +111,9 @@ class Units(Mapping[str, Tensor]):
         return pd.DataFrame(rows, columns=["layer", "units", "eligible", "density"])
 
     def iou(self, other: "Units") -> float:
-        """Intersection over union; two empty sets agree fully: 1."""
+        """Intersection over union; NaN (undefined, not full agreement) where neither has a unit off."""
         union = (self | other).count
-        return (self & other).count / union if union else 1.0
+        return (self & other).count / union if union else float("nan")
 
     def applied(self, unet: nn.Module) -> contextlib.AbstractContextManager[None]:
         """`with units.applied(model.unet): …` switches them off inside the block alone."""
