@@ -1,10 +1,18 @@
 """Figures in one house style: colour-blind safe, on a light ground that also reads in a dark page.
 
 Every function takes a tidy table and returns a Figure; none shows or saves it. Colours keep their meaning.
-By kind of figure: images, rates, scores, pruning, quality; what they share is in style.
+By kind of figure: images, rates, scores, pruning, quality, locality, agreement; what they share is in style.
 """
 
+from dori.plots.agreement import agreement_profile, dose_profile, levels, transfer_matrices
 from dori.plots.images import comparison_grid, image_grid, image_rows
+from dori.plots.locality import (
+    distance_distributions,
+    embedding_map,
+    layer_profile,
+    path_scores,
+    trigger_card,
+)
 from dori.plots.pruning import movement, units_per_layer
 from dori.plots.quality import attribute_bars, utility
 from dori.plots.rates import budget_curves, copies_curve, limit_rates, rate_curves
@@ -12,20 +20,29 @@ from dori.plots.scores import cumulative, roc, score_distributions, strip_by_cop
 from dori.plots.style import colour
 
 __all__ = [
+    "agreement_profile",
     "attribute_bars",
     "budget_curves",
     "colour",
     "comparison_grid",
     "copies_curve",
     "cumulative",
+    "distance_distributions",
+    "dose_profile",
+    "embedding_map",
     "image_grid",
     "image_rows",
+    "layer_profile",
+    "levels",
     "limit_rates",
     "movement",
+    "path_scores",
     "rate_curves",
     "roc",
     "score_distributions",
     "strip_by_copies",
+    "transfer_matrices",
+    "trigger_card",
     "units_per_layer",
     "utility",
 ]

@@ -1,6 +1,7 @@
 """What happens inside in chapter 2: how far a search moves an embedding, which units a pruning takes."""
 
 import re
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -62,10 +63,8 @@ def units_per_layer(table: pd.DataFrame, *, by: str = "setting") -> Figure:
             f"{name}: {per_set:,.{0 if per_set > 99 else 1}f} of {_eligible(part):,} units off on average",
             loc="left",
         )
-        axis.set(
-            xticks=range(len(layers)), ylabel="units off (%)", ylim=(0, None), xlim=(-0.6, len(layers) - 0.4)
-        )
-        axis.set_xticklabels([layer_label(layer) for layer in layers], rotation=45 if len(layers) > 8 else 0)
+        axis.set(ylabel="units off (%)", ylim=(0, None))
+        layer_axis(axis, layers)
     axes[-1, 0].set_xlabel("layer (block.attention), in the order of a forward pass")
     figure.tight_layout()
     return figure
@@ -76,7 +75,14 @@ def layer_label(name: str) -> str:
     found = re.match(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.", name)
     if found:
         return "{} {}.{}".format(*found.groups())
-    return "mid" if name.startswith("mid_block.") else name
+    return "mid" if name.split(".")[0] == "mid_block" else name
+
+
+def layer_axis(axis: Axes, layers: Sequence[str]) -> None:
+    """Layers along x by their short names; many are slanted, each ending at its tick."""
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(layers) > 8 else {}
+    axis.set(xticks=range(len(layers)), xlim=(-0.6, len(layers) - 0.4))
+    axis.set_xticklabels([layer_label(name) for name in layers], **slanted)
 
 
 def _cloud(axis: Axes, found: pd.DataFrame, column: str, *, steps: list, offset: float) -> None:
