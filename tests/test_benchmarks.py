@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,21 +16,32 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 PROMPTS = ["red boat", "blue house", "dawn lake"]
 
 
-@pytest.fixture(scope="module")
-def benchmarks(monkeypatch_module):
-    """The two scripts as modules."""
-    monkeypatch_module.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location("benchmarks_attack", FOLDER / "attack.py")
+def script(name):
+    """A script of the folder as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="module")
+def benchmarks(monkeypatch_module):
+    return script("attack")
+
+
+@pytest.fixture(scope="module")
+def locality(monkeypatch_module):
+    return script("locality")
+
+
+@pytest.fixture(scope="module")
 def monkeypatch_module():
+    """The scripts find each other, and nobody finds them afterwards."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
         yield patch
-    sys.modules.pop("plain", None)
+    for name in ("plain", "attack"):
+        sys.modules.pop(name, None)
 
 
 def test_the_plain_attack_is_ours_image_by_image(benchmarks, tiny_model):
@@ -69,3 +81,49 @@ def test_the_report_says_where_results_differ(benchmarks):
     assert found["attack"]["largest_difference_of_losses"] == pytest.approx(0.1)
     assert found["NeMo"]["same_sets"] == [True, False]
     assert found["NeMo"]["neurons"] == [2, 1]
+
+
+def test_triggers_are_searched_as_many_at_once_as_asked(locality, tiny_model, monkeypatch):
+    calls = []
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    prompts = SimpleNamespace(images=lambda size: image)
+    monkeypatch.setattr(locality, "top_prompts", lambda count: prompts)
+    monkeypatch.setattr(
+        locality, "dori_attack", lambda *a, seeds: calls.append((list(seeds), len(a[1]), len(a[2])))
+    )
+    found = locality.attack(tiny_model, SimpleNamespace(count=5, at_once=2, steps=1))
+    assert calls == [([0, 1], 2, 2), ([2, 3], 2, 2), ([4], 1, 1)]
+    assert found["seconds"] > 0
+
+
+def test_summaries_are_held_against_the_activations_themselves(locality, tiny_model):
+    options = SimpleNamespace(count=4, at_once=2)
+    embeds = locality.starts(tiny_model, 4)
+    whole = locality.activations(tiny_model, embeds)
+    kept = locality.activation_sketches(tiny_model, embeds, seed=0)
+    assert whole.keys() == kept.flat.keys()
+    found = locality.errors(tiny_model, options)
+    assert found["L2"]["pair_median"] < 0.1
+    assert found.keys() == {"L2", "cosine", "CKA"}
+    used = locality.memory(tiny_model, options)
+    assert used["mib_kept"] == pytest.approx(4 * len(whole) * 2 * 1024 * 4 / 2**20)
+    assert used["mib_of_all_activations"] == pytest.approx(sum(x.numel() for x in whole.values()) * 4 / 2**20)
+
+
+def test_rates_are_those_of_the_whole_experiment(locality):
+    """10 of 50 steps are timed: a trigger takes 5 times as long."""
+    use = {"mib_peak": 600.0, "mib_kept": 8.0, "mib_of_all_activations": 30.0}
+    found = locality.compared(
+        {
+            "attack, batch 1": {"triggers": 2, "seconds": 6.0, "cpu_seconds": 3.0},
+            "attack, chosen batch": {"triggers": 16, "seconds": 12.0, "cpu_seconds": 6.0},
+            "summaries, 32 triggers": use,
+            "summaries, 128 triggers": {k: v + 24 for k, v in use.items()},
+        },
+        steps=10,
+    )
+    assert found["attack"]["batch 1"]["triggers_per_minute"] == 4
+    assert found["attack"]["batch 1"]["triggers_per_cpu_minute"] == 8
+    assert found["attack"]["batch 1"]["minutes_for_100"] == 25
+    assert found["attack"]["times_as_fast"] == 4
+    assert found["memory, 128 against 32"]["mib_more_at_peak"] == 24

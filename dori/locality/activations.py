@@ -125,12 +125,16 @@ def activation_sketches(
     if not len(embeds):
         raise DoriError("no embeddings to look at: give one or more")
     step, summary = first_step(model) if timestep is None else timestep, _Summary(width)
-    noise, parts = model.initial_latents([seed]), []
+    noise, kept = model.initial_latents([seed]), {}
     with masked(model.unet, units or {}):
-        for part in embeds.split(batch_size):
-            parts.append(_pass(model, part, noise.expand(len(part), -1, -1, -1), step, summary))
-    found = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
-    flat, gram = ({name: x[:, i] for name, x in found.items()} for i in (0, 1))
+        for start in range(0, len(embeds), batch_size):
+            part = embeds[start : start + batch_size]
+            found = _pass(model, part, noise.expand(len(part), -1, -1, -1), step, summary)
+            for name, x in found.items():  # into its place at once: a list of parts would be held twice
+                if not start:
+                    kept[name] = x.new_empty(len(embeds), *x.shape[1:])
+                kept[name][start : start + len(x)] = x
+    flat, gram = ({name: x[:, i] for name, x in kept.items()} for i in (0, 1))
     return Sketches(flat, gram)
 
 
