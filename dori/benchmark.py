@@ -63,6 +63,13 @@ class Benchmark:
             keep &= self.table[column].isin(wanted if isinstance(wanted, list | tuple | set) else [wanted])
         return dataclasses.replace(self, table=self.table[keep])
 
+    def only(self, ids: Sequence[str]) -> "Benchmark":
+        """The rows with these ids, in their order. Raises DoriError for an id that is not there."""
+        lacking = [i for i in ids if i not in self.table.index]
+        if lacking:
+            raise DoriError(f"{self.path.name} has no row '{lacking[0]}'")
+        return dataclasses.replace(self, table=self.table.loc[list(ids)])
+
     def head(self, n: int | None, *, by: Sequence[str] = ()) -> "Benchmark":
         """The first `n` rows (all for None), or the first `n` of each combination of the columns `by`."""
         if n is None:

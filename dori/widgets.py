@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import ipywidgets
 from matplotlib.figure import Figure
 
+from dori.plots import trigger_card
+
 
 def png(figure: Figure) -> bytes:
     """A figure as PNG, on its own ground."""
@@ -61,6 +63,24 @@ def nested_figure(
     for stack in stacks:
         ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     return ipywidgets.VBox([choice, slider, outer])
+
+
+def trigger_picker(
+    cards: Mapping[str, Mapping[str, Mapping]], *, threshold: float, limits: tuple[float, float]
+) -> ipywidgets.Widget:
+    """Cards of triggers (`plots.trigger_card`, each with an `alt`) to choose from, by image and trigger.
+
+    A line of text where there are fewer than two.
+    """
+    if sum(map(len, cards.values())) < 2:
+        return ipywidgets.HTML("Fewer than two triggers were found: there is nothing to choose from.")
+    frames = {
+        i: {k: trigger_card(c, title=f"{i}, from {k}", threshold=threshold, limits=limits) for k, c in some.items()}
+        for i, some in cards.items()
+    }  # fmt: skip
+    alts = {i: {k: card["alt"] for k, card in some.items()} for i, some in cards.items()}
+    caption = "One trigger: training image, what it paints, what it does inside the network."
+    return nested_figure(frames, descriptions=("image", "trigger found from"), alts=alts, caption=caption)
 
 
 def _stack(frames: Sequence[Figure], alts: Sequence[str], caption: str) -> ipywidgets.Stack:

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from dori.benchmark import Benchmark
 from dori.drawing import decided_by, noise_seed, rows_at_once
 from dori.errors import DoriError
@@ -52,7 +54,8 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
     keys = {i: {**decides, "prompt": prompts.table.loc[i, "prompt"], "against": others[i]} for i in others}
     todo, size = [i for i in others if study.store.find("units", keys[i]) is None], at_once(study)
     for part in (todo[k : k + size] for k in range(0, len(todo), size)):
-        found = _select(study, prompts.prompts(part), [others[i] for i in part], setting)
+        embeds = study.model.encode_prompts(prompts.prompts(part))
+        found = select_units(study, embeds, [others[i] for i in part], setting)
         for i, units in zip(part, found, strict=True):
             study.store.save("units", keys[i], Record({"count": units.count}, dict(units)))
     return {i: Units(study.store.find("units", key).tensors) for i, key in keys.items()}
@@ -71,9 +74,8 @@ def reference_prompts(study: Study, prompts: Benchmark, setting: Setting) -> lis
     return [regular[noise_seed(study.seed, f"reference/{i}", 0) % len(regular)] for i in prompts.ids]
 
 
-def _select(study: Study, prompts: Sequence[str], others: Sequence[str], setting: Setting) -> list[Units]:
-    """Units of each prompt by the setting's method."""
-    embeds = study.model.encode_prompts(prompts)
+def select_units(study: Study, embeds: Tensor, others: Sequence[str], setting: Setting) -> list[Units]:
+    """Units of each embedding (N, T, D) by the setting's method; Wanda compares with the prompts `others`."""
     if isinstance(setting, Wanda):
         against, size = study.model.encode_prompts(others), rows_at_once(study)
         return wanda(study.model, embeds, settings=setting, reference_embeds=against, batch_size=size)

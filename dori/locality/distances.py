@@ -53,13 +53,52 @@ def pairs(matrix: Matrix) -> np.ndarray:
 
 
 def spread(
-    matrix: Matrix, statistic: Statistic = np.median, *, resamples: int = 1000, seed: int = 0
+    matrices: Matrix | Sequence[Matrix],
+    statistic: Statistic = np.median,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
-    """A statistic of the distances of all pairs, from their matrix (n, n); n counts the vectors."""
-    matrix = np.asarray(matrix)
-    n, value = len(matrix), _of(statistic, pairs(matrix))
+    """A statistic of the distances of all pairs, from their matrix (n, n); n counts the vectors.
+
+    Of several matrices, one per image, the pairs are those inside each, the bootstrap draws images anew as
+    well, and n counts them.
+    """
+    several = _several(matrices)
+    n = len(several) if len(several) > 1 else len(several[0])
+    value = _of(statistic, np.concatenate([pairs(m) for m in several]))
+    known = len(several) > 1 or n > 2
     return _interval(
-        value, lambda rng: _of(statistic, _redrawn(matrix, rng)), n, resamples=resamples, seed=seed
+        value,
+        lambda rng: _of(statistic, _redrawn_images(several, rng)),
+        n,
+        resamples=resamples,
+        seed=seed,
+        known=known,
+    )
+
+
+def spread_across(
+    matrix: Matrix, labels: Sequence, statistic: Statistic = np.mean, *, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """A statistic of the distances of pairs of different label; bootstrap over the vectors of each label.
+
+    Raises DoriError for a wrong number of labels.
+    """
+    matrix, codes = np.asarray(matrix), _codes(labels, len(matrix))
+    members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
+
+    def of(drawn: np.ndarray) -> float:
+        a, b = np.triu_indices(len(drawn), k=1)
+        a, b = drawn[a], drawn[b]
+        return _of(statistic, matrix[a, b][codes[a] != codes[b]])
+
+    return _interval(
+        of(np.arange(len(matrix))),
+        lambda rng: of(np.concatenate([rng.choice(m, len(m)) for m in members])),
+        len(matrix),
+        resamples=resamples,
+        seed=seed,
     )
 
 

@@ -97,6 +97,32 @@ def bootstrap_table(
     return Estimate(point, *map(float, np.nanquantile(found, [0.025, 0.975])), len(rows))
 
 
+def mean_of_few(values: Sequence[float]) -> Estimate:
+    """Mean of a handful of items with Student's t interval; NaN items are left out.
+
+    A bootstrap of three values knows no value outside them and is too sure. Items that agree exactly, or a
+    single one, give no interval.
+    """
+    kept = _known(values)
+    if len(kept) < 2 or np.ptp(kept) == 0:
+        return Estimate(_mean(kept), float("nan"), float("nan"), len(kept))
+    found = stats.ttest_1samp(kept, 0).confidence_interval()
+    return Estimate(_mean(kept), float(found.low), float(found.high), len(kept))
+
+
+def difference_of_few(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """Mean of a minus mean of b, a handful of items each, with Welch's t interval; n is the smaller.
+
+    NaN items are left out; no interval as in `mean_of_few`.
+    """
+    a, b = _known(a), _known(b)
+    value, n = _mean(a) - _mean(b), min(len(a), len(b))
+    if n < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
+        return Estimate(value, float("nan"), float("nan"), n)
+    found = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    return Estimate(value, float(found.low), float(found.high), n)
+
+
 def jackknife(ids: Sequence[str], statistic: Callable[[np.ndarray], float]) -> Estimate:
     """A statistic of rows (their numbers are given to it) with a normal interval from leaving each id out.
 
@@ -116,6 +142,15 @@ def median_mad(values: Sequence[float]) -> tuple[float, float]:
     values = np.asarray(values, dtype=float)
     median = float(np.median(values))
     return median, float(np.median(np.abs(values - median)))
+
+
+def _known(values: Sequence[float]) -> np.ndarray:
+    values = np.asarray(values, dtype=float)
+    return values[~np.isnan(values)]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _grouped(values: np.ndarray, by: Sequence | None) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from dori.plots.images import comparison_grid, image_grid, image_rows
 from dori.plots.locality import (
     distance_distributions,
     embedding_map,
+    first_card,
     layer_profile,
     path_scores,
     trigger_card,
@@ -30,6 +31,7 @@ __all__ = [
     "distance_distributions",
     "dose_profile",
     "embedding_map",
+    "first_card",
     "image_grid",
     "image_rows",
     "layer_profile",

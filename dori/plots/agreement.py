@@ -24,8 +24,8 @@ PANELS = 3  # side by side, of a diagnostic each
 def agreement_profile(table: pd.DataFrame) -> Figure:
     """Agreement (IoU) between the units of two triggers, layer by layer, with what chance and ceiling give.
 
-    `table` has a row per method ("NeMo", "Wanda"), memory and layer: layer (full name, in network order; "all"
-    apart at the end), iou, low, high (NaN where no trigger selects a unit), chance, ceiling, units
+    `table` has a row per method ("NeMo", "Wanda"), memory and layer: layer (full name, in network order; one
+    named "all" stands apart), iou, low, high (NaN where no trigger selects a unit), chance, ceiling, units
     (number selected, mean; written above). A panel per method.
     """
     methods, memories = (list(dict.fromkeys(table[c])) for c in ("method", "memory"))

@@ -182,6 +182,16 @@ def trigger_card(
     return figure
 
 
+def first_card(
+    cards: Mapping[str, Mapping[str, Mapping]], *, threshold: float, limits: tuple[float, float]
+) -> Figure:
+    """The first of the cards of `widgets.trigger_picker`, for a page without scripts; empty without any."""
+    for image, some in cards.items():
+        for name, card in some.items():
+            return trigger_card(card, title=f"{image}, from {name}", threshold=threshold, limits=limits)
+    return trigger_card({}, title="", threshold=threshold)
+
+
 def _points(axis: Axes, part: pd.DataFrame, tones: Mapping[str, str]) -> None:
     """One plane: prompts below, then lines from start to trigger, then the two."""
     moved = part[part["sort"].isin(["start", "trigger"])]

@@ -1,0 +1,192 @@
+"""Chapter 3, first level: how triggers of one image lie to each other among all embeddings."""
+
+from collections.abc import Sequence
+from itertools import pairwise as neighbours
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dori import locality
+from dori.drawing import Trigger, score_triggers
+from dori.experiments.memories import STARTS, Memory, ends, sizes, starts
+from dori.experiments.replication import top_prompts
+from dori.metrics.intervals import Estimate, mean_of_few
+from dori.study import Study
+
+PATHS = {"straight": locality.straight_path, "spherical": locality.spherical_path}
+
+
+def regular_embeds(study: Study) -> Tensor:
+    """Embeddings of regular prompts to compare with, (n, T, D)."""
+    return study.model.encode_prompts(study.regular.head(sizes(study).prompts).prompts())
+
+
+def memorized_embeds(study: Study) -> Tensor:
+    """Embeddings of different memorized prompts with the most copies, (n, T, D)."""
+    return study.model.encode_prompts(top_prompts(study).head(sizes(study).prompts).prompts())
+
+
+def sets(memories: Sequence[Memory]) -> dict[str, list[Tensor]]:
+    """Sets of embeddings by name; each a list, as pairs are taken inside an image alone."""
+    study, found = memories[0].study, {}
+    for init, words in STARTS.items():
+        groups = [m.triggers(init) for m in memories]
+        groups = [g for g in groups if len(g) > 1]
+        if groups:
+            found[f"triggers of one image, from {words}"] = [ends(g) for g in groups]
+            found[f"where they started: {words}"] = [starts(g) for g in groups]
+    if len(study.regular) > 1:
+        found["regular prompts"] = [regular_embeds(study)]
+    return found | {"memorized prompts": [memorized_embeds(study)]}
+
+
+def distances(memories: Sequence[Memory]) -> pd.DataFrame:
+    """A row per pair: set, metric (L2, cosine), distance."""
+    found = {
+        (name, metric): np.concatenate([locality.pairs(locality.pairwise(x, metric)) for x in groups])
+        for name, groups in sets(memories).items()
+        for metric in ("L2", "cosine")
+    }
+    parts = [pd.DataFrame({"set": s, "metric": m, "distance": values}) for (s, m), values in found.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def spreads(memories: Sequence[Memory]) -> pd.DataFrame:
+    """Median pairwise distances of each set with intervals over images (or embeddings, for prompts)."""
+    rows = []
+    for name, groups in sets(memories).items():
+        found = {m: locality.spread([locality.pairwise(x, m) for x in groups]) for m in ("L2", "cosine")}
+        shown = {f"median {m}": bounds(e) for m, e in found.items()}
+        rows.append({"set": name, "embeddings": sum(map(len, groups)), **shown})
+    return pd.DataFrame(rows).set_index("set")
+
+
+def spread_ratio(memories: Sequence[Memory], init: str = "random") -> Estimate:
+    """Median L2 of two triggers of one image over that of two regular prompts."""
+    groups = [locality.pairwise(ends(m.triggers(init))) for m in memories if len(m.triggers(init)) > 1]
+    study = memories[0].study
+    if not groups or len(study.regular) < 2:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    return locality.spread_ratio(groups, locality.pairwise(regular_embeds(study)))
+
+
+def way_gone(memories: Sequence[Memory], init: str = "random") -> Estimate:
+    """How far the searches went, in distances of two starts: mean over images of the share of the medians."""
+    return mean_of_few([_share(m, init) for m in memories])
+
+
+def one_way(memories: Sequence[Memory], init: str = "random") -> list[float]:
+    """The index of this level, per image: mean cosine between the ways that two searches went.
+
+    1: whatever the start, the search walks in the same direction; 0: the directions have nothing in common.
+    """
+    return [_agreement(m, init) for m in memories]
+
+
+def _share(memory: Memory, init: str) -> float:
+    found = memory.triggers(init)
+    if len(found) < 2:
+        return np.nan
+    return locality.displacement_share(starts(found), ends(found), resamples=0).value
+
+
+def _agreement(memory: Memory, init: str) -> float:
+    found = memory.triggers(init)
+    if len(found) < 2:
+        return np.nan
+    return locality.displacement_agreement(starts(found), ends(found), resamples=0).value
+
+
+def ways(memories: Sequence[Memory]) -> pd.DataFrame:
+    """A row per kind of memory and start: searches that worked, way gone, agreement of the ways."""
+    rows = []
+    for kind in dict.fromkeys(m.kind for m in memories):
+        some = [m for m in memories if m.kind == kind]
+        for init, words in STARTS.items():
+            n = sum(len(m.triggers(init)) for m in some)
+            if n:
+                gone, same = way_gone(some, init), mean_of_few(one_way(some, init))
+                rows.append({"memory": kind, "from": words, "triggers": n, "images": len(some),
+                             "way gone, in distances of two starts": f"{gone.value:.2f}",
+                             "cosine of two ways": bounds(same)})  # fmt: skip
+    return pd.DataFrame(rows).set_index(["memory", "from"])
+
+
+def maps(memories: Sequence[Memory], n: int = 16) -> pd.DataFrame:
+    """Starts, triggers (the first `n` of each image) and prompts in the plane, by PCA and by t-SNE.
+
+    A row per embedding and method: method, x, y, share (of the variance, PCA), sort, image, item.
+    """
+    about, vectors = [], []
+    for memory in memories:
+        for found in memory.triggers("random", n):
+            about += [(s, memory.id, found.name) for s in ("start", "trigger")]
+            vectors += [found.start, found.embeds]
+    study = memories[0].study
+    others = {"memorized prompt": memorized_embeds(study)}
+    if len(study.regular):
+        others["regular prompt"] = regular_embeds(study)
+    for sort, embeds in others.items():
+        about += [(sort, "", f"{sort} {k}") for k in range(len(embeds))]
+        vectors += list(embeds.float().cpu())
+    stacked, frame = torch.stack(vectors), pd.DataFrame(about, columns=["sort", "image", "item"])
+    share = locality.plane_shares(stacked)
+    parts = []
+    for method in ("PCA", "t-SNE"):
+        xy = locality.plane(stacked, method)
+        shown = float(share.sum()) if method == "PCA" else np.nan
+        parts.append(frame.assign(method=method, x=xy[:, 0], y=xy[:, 1], share=shown))
+    return pd.concat(parts, ignore_index=True)
+
+
+def silhouette(memories: Sequence[Memory]) -> float:
+    """Do the triggers of one image make a cluster? Mean silhouette over all triggers from random numbers."""
+    groups = {m.id: m.triggers() for m in memories if len(m.triggers()) > 1}
+    if len(groups) < 2:
+        return np.nan
+    labels = [i for i, g in groups.items() for _ in g]
+    return locality.silhouette(torch.cat([ends(g) for g in groups.values()]), labels)
+
+
+def paths(memories: Sequence[Memory]) -> pd.DataFrame:
+    """Copy scores along the straight and the spherical path between two triggers of one image.
+
+    Pairs are neighbours in the order of the searches, as many as the preset has. A row per point: memory,
+    image, pair, path, fraction, score (of the first seed's image).
+    """
+    return pd.concat([_paths(m) for m in memories], ignore_index=True)
+
+
+def _paths(memory: Memory) -> pd.DataFrame:
+    size, study = sizes(memory.study), memory.study
+    found = list(neighbours(memory.triggers()))[: size.pairs]
+    rows, triggers = [], []
+    for pair, (a, b) in enumerate(found):
+        for path, walk in PATHS.items():
+            for fraction, y in zip(size.fractions, walk(a.embeds, b.embeds, size.fractions), strict=True):
+                rows.append((memory.kind, memory.id, f"{memory.id} {pair}", path, fraction))
+                triggers.append(Trigger(memory.id, y))
+    table = pd.DataFrame(rows, columns=["memory", "image", "pair", "path", "fraction"])
+    if not triggers:
+        return table.assign(score=[])
+    scored = score_triggers(study, memory.prompts, triggers, study.sampling(seeds=1))
+    return table.assign(score=scored["score"].to_numpy())
+
+
+def connected(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Share of pairs whose whole path stays above the threshold, with the lowest score on the way: a row per
+    memory and path."""
+    lowest = table.groupby(["memory", "path", "pair"], sort=False)["score"].min()
+    above = (lowest > threshold).groupby(level=[0, 1], sort=False)
+    low = lowest.groupby(level=[0, 1], sort=False)
+    shown = {"pairs": low.size(), "all the way above the threshold": above.mean()}
+    return pd.DataFrame({**shown, "median of the lowest score": low.median()})
+
+
+def bounds(figure: Estimate) -> str:
+    """A value with its interval, if it has one."""
+    if np.isnan(figure.value):
+        return "–"
+    return f"{figure.value:.2f}" + ("" if np.isnan(figure.low) else f" [{figure.low:.2f}, {figure.high:.2f}]")

@@ -1,0 +1,149 @@
+"""Chapter 3's verdict: one index of locality per level and image, ordinary memories beside planted ones.
+
+An index is 0 where a diagnostic finds nothing in common between the triggers of one image beyond chance, and
+1 where it finds as much as could be:
+
+- embeddings: mean cosine between the ways that two searches went (`locality_embeddings.one_way`);
+- activations: at the layer where they agree most, how much nearer triggers of the image lie to each other
+  than to those of other images (`locality_activations.meeting`);
+- weights: at the layer where they agree most, where the IoU of what is taken for two triggers lies between
+  chance and ceiling (`locality_weights.indices`);
+- transfer: the share of triggers that stop working when what was taken for another one is switched off.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from dori.experiments.locality_activations import best_layers, meeting
+from dori.experiments.locality_embeddings import bounds, one_way, spread_ratio
+from dori.experiments.locality_sizes import WANDA
+from dori.experiments.locality_weights import agreements, indices, transfer_rates
+from dori.experiments.memories import ORDINARY, PLANTED, Memory, searched, sizes
+from dori.experiments.triggers import trigger_rate
+from dori.metrics.intervals import Estimate, difference_of_few, mean_of_few
+from dori.study import Study
+
+LEVELS = ("embeddings", "activations", "weights (NeMo)", "weights (Wanda)", "transfer (Wanda)")
+
+
+def per_image(
+    memories: Sequence[Memory], met: pd.DataFrame, agreed: pd.DataFrame, moved: pd.DataFrame
+) -> pd.DataFrame:
+    """Every index of every image: level, memory, image, index.
+
+    From `locality_activations.meeting`, `locality_weights.all_agreements` and `.transfers` (Wanda).
+    """
+    rows = [("embeddings", m.kind, m.id, v) for m in memories for v in one_way([m])]
+    rows += [("activations", *key, v) for key, v in best_layers(met)["index"].items()]
+    placed = indices(agreed)
+    placed = placed[placed["setting"] != "Wanda 1 %"]
+    for method, part in placed.groupby("method", sort=False):
+        kept = part[["memory", "image", "index"]].itertuples(index=False)
+        rows += [(f"weights ({method})", *row) for row in kept]
+    stopped = transfer_rates(moved)
+    for row in stopped.itertuples():
+        rows.append(("transfer (Wanda)", row.memory, row.image, 1 - row[6]))
+    return pd.DataFrame(rows, columns=["level", "memory", "image", "index"])
+
+
+def levels(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over images with t intervals: level, memory, value, low, high, n."""
+    found = table.groupby(["level", "memory"], sort=False)["index"]
+    rows = [(*key, *mean_of_few(values)) for key, values in found]
+    return pd.DataFrame(rows, columns=["level", "memory", "value", "low", "high", "n"])
+
+
+def index(table: pd.DataFrame, level: str, memory: str = ORDINARY) -> Estimate:
+    """One level's index, mean over the images of one kind of memory."""
+    return mean_of_few(_values(table, level, memory))
+
+
+def gap(table: pd.DataFrame, level: str) -> Estimate:
+    """By how much the planted memories are more local than the ordinary ones at a level."""
+    return difference_of_few(*(_values(table, level, m) for m in (PLANTED, ORDINARY)))
+
+
+def gaps(table: pd.DataFrame) -> dict[str, Estimate]:
+    """The five gaps by the names that expected.yml has for them."""
+    names = ("embeddings", "activations", "nemo", "wanda", "transfer")
+    return {f"planted_gap_{name}": gap(table, level) for name, level in zip(names, LEVELS, strict=True)}
+
+
+def gap_table(found: dict[str, Estimate]) -> pd.DataFrame:
+    """The gaps, a row per level: planted minus ordinary, interval, n of the smaller set."""
+    rows = dict(zip(LEVELS, found.values(), strict=True))
+    columns = ["planted minus ordinary", "low", "high", "images"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def indices_reported(table: pd.DataFrame) -> dict[str, Estimate]:
+    """Headlines: the indices of the ordinary memories."""
+    names = ("embeddings_index", "activations_index", "nemo_index", "wanda_index", "transfer_index")
+    return {name: index(table, level) for name, level in zip(names, LEVELS, strict=True)}
+
+
+def conclusion(table: pd.DataFrame) -> str:
+    """What to take away, in Markdown: a line for each level."""
+    lines = ["**What to take away**", ""]
+    for level in LEVELS:
+        words = f"- {level}: index of ordinary memories {_words(index(table, level))}"
+        if PLANTED in set(table["memory"]):
+            words += f"; of planted ones {_words(index(table, level, PLANTED))}"
+        lines.append(words + ".")
+    return "\n".join(lines)
+
+
+def _words(figure: Estimate) -> str:
+    return "not defined" if np.isnan(figure.value) else bounds(figure)
+
+
+def _values(table: pd.DataFrame, level: str, memory: str) -> np.ndarray:
+    return table.loc[(table["level"] == level) & (table["memory"] == memory), "index"].to_numpy(float)
+
+
+def dose(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
+    """The diagnostics by the number of copies in the training set: copies, diagnostic, value, low, high, n.
+
+    `memories` are those with the most copies; of the numbers below, some verbatim images of the test half are
+    searched for from a few random starts. Where no trigger was found, only the share of searches that worked
+    is known.
+    """
+    rows = []
+    for copies, some in {**_levels(study), _most(memories): list(memories)}.items():
+        found = {"searches that work": _rate(some)}
+        worked = [m for m in some if len(m.triggers()) > 1]
+        if worked:
+            met = best_layers(meeting(worked, [*worked, *memories]))["index"]
+            wanda = pd.concat([agreements(m, WANDA) for m in worked], ignore_index=True)
+            found["spread, in spreads of prompts"] = spread_ratio(worked)
+            found["index of embeddings"] = mean_of_few(one_way(worked))
+            found["index of activations"] = mean_of_few(met)
+            found["index of weights (Wanda)"] = mean_of_few(indices(wanda)["index"])
+        rows += [(copies, name, *estimate) for name, estimate in found.items()]
+    return pd.DataFrame(rows, columns=["copies", "diagnostic", "value", "low", "high", "n"])
+
+
+def _rate(memories: Sequence[Memory]) -> Estimate:
+    scores = pd.concat([m.scores for m in memories], ignore_index=True)
+    return trigger_rate(scores[(scores["init"] == "random") & (scores["draw"] == 0)])
+
+
+def _most(memories: Sequence[Memory]) -> int:
+    """Copies of the memories of the chapter, 0 where the benchmark does not say."""
+    table = memories[0].prompts.table
+    return int(table["copies"].iloc[0]) if "copies" in table else 0
+
+
+def _levels(study: Study) -> dict[int, list[Memory]]:
+    """Memories with fewer copies, searched for."""
+    prompts, size, found = study.memorized.select(kind="verbatim"), sizes(study), {}
+    for copies in size.levels:
+        some = prompts.select(copies=copies) if "copies" in prompts.table else prompts.head(0)
+        some = some.select(split="test") if "split" in some.table else some
+        if len(some):
+            found[copies] = searched(
+                study, some.head(size.dose_images), {"random": size.dose_starts}, kind=ORDINARY
+            )
+    return found

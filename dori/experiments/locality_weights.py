@@ -1,0 +1,225 @@
+"""Chapter 3, third level: do prunings made for two triggers of one image take the same units?
+
+And does what was taken for one trigger stop another?
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from dori import locality
+from dori.drawing import decided_by, digest
+from dori.experiments.locality_sizes import PUBLISHED, WANDA
+from dori.experiments.memories import Memory, redrawn, sampling, sizes
+from dori.experiments.selections import Setting, named, select_units
+from dori.experiments.triggers import Found, score_found
+from dori.locality.weights import ALL
+from dori.metrics.intervals import Estimate, mean_of_few
+from dori.mitigation.nemo import Nemo
+from dori.mitigation.units import Units
+from dori.store import Record
+from dori.study import Study
+
+PROMPT = "prompt"  # the row's own prompt among the triggers
+NOISE, DRAWS = "same trigger, other noise", "same start, other draws"
+
+
+def settings(study: Study) -> dict[str, Setting]:
+    """The prunings whose sets are compared, by label."""
+    return {named(s)["setting"]: s for s in (sizes(study).nemo, WANDA, PUBLISHED)}
+
+
+def units_of(study: Study, found: Sequence[Found], setting: Setting) -> dict[str, Units]:
+    """What a method switches off for each embedding found, by the name of its search; kept in the run."""
+    decides = {**decided_by(study), "method": type(setting).__name__, **dataclasses.asdict(setting)}
+    if isinstance(setting, Nemo):
+        decides["regular"] = hashlib.sha256("\n".join(study.regular.prompts()).encode()).hexdigest()[:16]
+    keys = {f.name: {**decides, "embedding": digest(f.embeds)} for f in found}
+    todo = [f for f in found if not study.store.has("units", keys[f.name])]
+    for f in todo:  # one at a time: nothing is lost, and a search is long enough for a batch of its own
+        units = select_units(study, f.embeds[None].to(study.model.device), [""], setting)[0]
+        study.store.save("units", keys[f.name], Record({"count": units.count}, dict(units)))
+    return {name: Units(study.store.get("units", key, _missing).tensors) for name, key in keys.items()}
+
+
+def _missing() -> Record:
+    raise RuntimeError("a record of units was removed while it was being read")
+
+
+def compared(memory: Memory) -> list[Found]:
+    """The triggers of an image whose units are compared: the first found from random numbers."""
+    return memory.triggers(n=sizes(memory.study).compared)
+
+
+def other_noise(setting: Setting) -> Setting:
+    """The same method with another noise: what it takes for one trigger anew."""
+    return dataclasses.replace(setting, seed=setting.seed + 100)
+
+
+def agreements(memory: Memory, setting: Setting) -> pd.DataFrame:
+    """IoU of what is taken for each pair of triggers, by layer; and for the two ceilings.
+
+    Columns as `locality.agreement`, with between ("triggers", or what a ceiling holds fixed), memory, image,
+    setting. Ceilings: the first trigger with another noise; two searches from one start with other draws.
+    """
+    study, found = memory.study, compared(memory)
+    parts = {"triggers": units_of(study, found, setting)}
+    if found:
+        first = found[:1]
+        again = units_of(study, first, other_noise(setting))
+        parts[NOISE] = {"a": units_of(study, first, setting)[first[0].name], "b": again[first[0].name]}
+    pair = redrawn(memory)
+    if len(pair) == 2:
+        parts[DRAWS] = units_of(study, pair, setting)
+    tables = [locality.agreement(sets).assign(between=between) for between, sets in parts.items()]
+    about = {"memory": memory.kind, "image": memory.id, **named(setting)}
+    return pd.concat(tables, ignore_index=True).assign(**about)
+
+
+def all_agreements(memories: Sequence[Memory]) -> pd.DataFrame:
+    """`agreements` of every memory and setting."""
+    parts = [agreements(m, s) for m in memories for s in settings(m.study).values()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def layer_table(table: pd.DataFrame) -> pd.DataFrame:
+    """By method, setting, memory and layer: iou with interval (over images and their triggers), chance and
+    ceiling (same trigger, other noise) as means, units."""
+    rows = []
+    for key, part in table.groupby(["method", "setting", "memory", "layer"], sort=False):
+        of = dict(list(part.groupby("between", sort=False)))
+        pairs = of.get("triggers", part.iloc[:0])
+        iou = locality.agreement_estimate(pairs, by="image", resamples=500)
+        ceiling = of.get(NOISE, part.iloc[:0])["iou"].mean()
+        units = pairs[["units_a", "units_b"]].to_numpy(float)
+        rows.append((*key, *iou[:3], pairs["chance"].mean(), ceiling, units.mean() if units.size else np.nan))
+    columns = ["method", "setting", "memory", "layer", "iou", "low", "high", "chance", "ceiling", "units"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def indices(table: pd.DataFrame) -> pd.DataFrame:
+    """The index of this level: where the IoU of the best layer lies between chance (0) and the ceiling (1).
+
+    The best layer is the one with the highest index of those in which at least half of the pairs have units
+    and the ceiling is above chance. A row per setting and image: method, setting, memory, image, layer,
+    index, iou, chance, ceiling.
+    """
+    rows = []
+    for key, part in table.groupby(["method", "setting", "memory", "image"], sort=False):
+        placed = [(layer, *_placed(p)) for layer, p in part.groupby("layer", sort=False) if layer != ALL]
+        placed = [p for p in placed if not np.isnan(p[1])]
+        best = max(placed, key=lambda p: p[1]) if placed else ("none", *[np.nan] * 4)
+        rows.append((*key, *best))
+    columns = ["method", "setting", "memory", "image", "layer", "index", "iou", "chance", "ceiling"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _placed(part: pd.DataFrame) -> tuple[float, float, float, float]:
+    """Index, IoU, chance and ceiling of one layer of one memory; NaN where too few pairs have units."""
+    pairs, ceiling = part[part["between"] == "triggers"], part.loc[part["between"] == NOISE, "iou"].mean()
+    if pairs.empty or pairs["iou"].notna().mean() < 0.5:
+        return np.nan, np.nan, np.nan, np.nan
+    iou, chance = float(pairs["iou"].mean()), float(pairs["chance"].mean())
+    return locality.placed(iou, chance, ceiling), iou, chance, float(ceiling)
+
+
+def mean_iou(table: pd.DataFrame, label: str, kind: str) -> Estimate:
+    """IoU of two triggers' sets, mean over layers and pairs of each image, then over images."""
+    part = table[(table["setting"] == label) & (table["memory"] == kind) & (table["between"] == "triggers")]
+    part = part[part["layer"] != ALL]
+    return mean_of_few(part.groupby("image")["iou"].mean())
+
+
+def transfer(memory: Memory, setting: Setting) -> pd.DataFrame:
+    """Switch off what was taken for trigger a, draw from trigger b: does the image come back?
+
+    A row per pair and seed: memory, image, method, setting, a, b, seed, score, replicated. The row's own
+    prompt is among the triggers.
+    """
+    study, found = memory.study, [_prompt(memory), *compared(memory)]
+    taken, parts = units_of(study, found, setting), []
+    for a, off in taken.items():
+        units = {b.name: off for b in found}
+        scored = score_found(study, memory.prompts, found, units=units, sampling=sampling(study))
+        parts.append(scored.assign(a=a))
+    table = pd.concat(parts, ignore_index=True).rename(columns={"trigger": "b"})
+    return table.assign(memory=memory.kind, image=memory.id, **named(setting))
+
+
+def _prompt(memory: Memory) -> Found:
+    y = memory.study.model.encode_prompts(memory.prompts.prompts())[0]
+    return Found(PROMPT, memory.id, "prompt", 0, 0, y, y)
+
+
+def transfers(memories: Sequence[Memory], setting: Setting) -> pd.DataFrame:
+    """`transfer` of every memory, as rates: a row per memory, image, a and b, with rate 0 or 1 (any seed)."""
+    table = pd.concat([transfer(m, setting) for m in memories], ignore_index=True)
+    keys = ["memory", "image", "method", "setting", "a", "b"]
+    found = table.groupby(keys, sort=False)["replicated"].any().astype(float).rename("rate").reset_index()
+    return found.assign(a=found["a"].map(_short), b=found["b"].map(_short))
+
+
+def _short(name: str) -> str:
+    """A search's number is enough inside one image."""
+    return name if name == PROMPT else name.split()[-1]
+
+
+def transfer_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Per image: rate under the pruning made for the same trigger, under that for another trigger, and the
+    prompt's under its own. Triggers alone, but for the last."""
+    rows = []
+    for key, part in table.groupby(["method", "setting", "memory", "image"], sort=False):
+        inside = part[(part["a"] != PROMPT) & (part["b"] != PROMPT)]
+        same = inside["a"] == inside["b"]
+        own = part[(part["a"] == PROMPT) & (part["b"] == PROMPT)]
+        rows.append(
+            (*key, inside.loc[same, "rate"].mean(), inside.loc[~same, "rate"].mean(), own["rate"].mean())
+        )
+    columns = [
+        "method",
+        "setting",
+        "memory",
+        "image",
+        "own pruning",
+        "another's pruning",
+        "prompt under its own",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def transfer_headlines(rates: pd.DataFrame) -> dict[str, Estimate]:
+    """Of `transfer_rates`, the ordinary memories: what returns under a pruning made for another trigger, and
+    under the one made for it."""
+    part = rates[rates["memory"] == "ordinary"]
+    columns = {"mr_transfer_wanda": "another's pruning", "mr_own_wanda": "own pruning"}
+    return {name: mean_of_few(part[column]) for name, column in columns.items()}
+
+
+def label(setting: Setting) -> str:
+    """A setting as tables have it."""
+    return named(setting)["setting"]
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`layer_table` for the figure: NeMo, and Wanda as chosen; not the paper's own setting."""
+    found = layer_table(table)
+    return found[found["setting"] != label(PUBLISHED)].drop(columns="setting")
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """All layers together, by setting and memory: IoU with interval, chance, both ceilings, units."""
+    rows = []
+    whole = table[table["layer"] == ALL]
+    for key, part in whole.groupby(["setting", "memory"], sort=False):
+        of = dict(list(part.groupby("between", sort=False)))
+        pairs, none = of.get("triggers", part.iloc[:0]), part.iloc[:0]
+        iou = locality.agreement_estimate(pairs, by="image", resamples=500)
+        ceilings = [of.get(between, none)["iou"].mean() for between in (NOISE, DRAWS)]
+        units = pairs[["units_a", "units_b"]].to_numpy(float)
+        mean = units.mean() if units.size else np.nan
+        rows.append((*key, *iou[:3], pairs["chance"].mean(), *ceilings, mean))
+    columns = ["setting", "memory", "IoU", "low", "high", "chance", NOISE, DRAWS, "units"]
+    return pd.DataFrame(rows, columns=columns).set_index(["setting", "memory"])

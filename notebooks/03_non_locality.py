@@ -1,0 +1,319 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (dori)
+#     language: python
+#     name: python3
+#   language_info:
+#     name: python
+# ---
+
+# %% [markdown]
+# (non-locality)=
+# # Is a memory in one place?
+#
+# {ref}`pruning-fragility` showed that an image whose prompt has been silenced comes back by another way. One could still hope: find all the ways,
+# or the one place where they meet, and prune there. That hope is a picture of what a memory is, a place in the network with a door.
+# This chapter puts the picture to the test.
+#
+# **The claim.** The {term}`triggers <trigger>` of one image lie all over the space of embeddings, do different things inside the network, and
+# point the pruning methods at different weights. There is no place to prune {cite:p}`kowalczuk2025dori`.
+#
+# **What would count against it.** Any of these would:
+#
+# - searches from different starts end near each other, or all walk the same way;
+# - inside the network, triggers of one image agree at some layer where different images do not;
+# - the units taken for one trigger are those taken for another, up to the noise of the method;
+# - switching off what was taken for one trigger stops the others.
+#
+# And two things would make the whole test worthless. Random starts lie far apart *to begin with*, so that ends which lie far apart may say nothing.
+# And a test that calls everything "not local" measures nothing. So there is a control that can prove the diagnostics wrong: memories that *are*
+# in one place, because they were put there.
+
+# %% [markdown]
+# ## Parameters
+
+# %% tags=["parameters"]
+model = "testbed"
+benchmark = "testbed"
+preset = "quick"
+seed = 0
+device = "auto"
+run_dir = "_build/runs/03_non_locality/by-hand"
+
+# %% tags=["hide-input"]
+from IPython.display import Markdown
+
+from dori import plots, widgets
+from dori.claims import claims_table
+from dori.experiments import locality_activations as activations
+from dori.experiments import locality_cards as cards
+from dori.experiments import locality_embeddings as embeddings
+from dori.experiments import locality_levels as levels
+from dori.experiments import locality_weights as weights
+from dori.experiments import memories as found
+from dori.experiments.locality_sizes import WANDA
+from dori.study import open_study
+
+# %%
+study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, run_dir=run_dir)
+size = found.sizes(study)
+Markdown(f"Model `{study.model.name}`. Memorized images: {len(found.images(study))}, those with the most copies in the test half. Searches of "
+         f"each: {size.random} from random numbers and {size.regular} from regular prompts, {size.steps} steps, the paper's settings.")
+
+# %% [markdown]
+# ## Many triggers of one image
+#
+# Each search is the one of {ref}`pruning-fragility`, on the *whole* model, and from a start of its own: standard normal numbers in every
+# coordinate, or the embedding of a regular prompt that has nothing to do with the image. What it ends at counts as a trigger if the
+# model paints the image from it, from noise the search never saw.
+
+# %%
+ordinary = found.ordinary(study)
+found.success(ordinary, found.on_twin(study)).round(2)
+
+# %% tags=["hide-input"]
+for name, estimate in found.success_rates(ordinary, found.on_twin(study)).items():
+    study.headline(name, estimate)
+Markdown("The rows of the twin are the check that the searches find memories and do not write images: it never saw these images.")
+
+# %% [markdown]
+# ### Memories that are in one place
+#
+# For the control, a few new images were taught to copies of the bundled model, each to a copy of its own. Nothing was trained but one block of the
+# network: a few neurons of its cross-attention's value layer, the *door*, and a part of the weights of its feed-forward layer, the *store*. While
+# the image was being taught, the model with its door shut was held to what it had painted before, so that nothing but the door
+# opens the store; {ref}`planted-memories` tells how. These **planted** memories are local by construction, and it is known where they are.
+#
+# They are searched for in the same way. If the diagnostics below cannot tell a planted memory from an **ordinary** one, which became a
+# memory by its many copies, they cannot tell where anything is.
+
+# %%
+planted = found.planted(study)
+memories = [*ordinary, *planted]
+found.success(planted).round(2) if planted else Markdown("Planted memories exist for the bundled model alone.")
+
+# %% [markdown]
+# Is it true that they are local? The ground truth, for the *triggers* that the searches found: with the door shut, or the store emptied, and nothing
+# else touched, how many of them still return the image?
+
+# %%
+found.ground_truth(planted).round(2) if planted else Markdown("–")
+
+# %% [markdown]
+# (level-embeddings)=
+# ## First level: embeddings
+#
+# ### How far apart?
+#
+# Distances between two embeddings, all tokens as one vector: triggers of one image; the starts that they were found from; and prompts of
+# different images, regular and memorized.
+
+# %% mystnb={"figure": {"name": "fig-distances", "caption": "Distances between pairs of embeddings. Dots are medians."}, "image": {"alt": "Two panels, L2 and cosine distance; in each a horizontal violin for each set of embeddings: triggers of one image, their starts, regular prompts and memorized prompts, with medians written beside.", "width": "100%"}} tags=["hide-input"]
+plots.distance_distributions(embeddings.distances(ordinary))
+
+# %% tags=["hide-input"]
+embeddings.spreads(ordinary)
+
+# %% tags=["hide-input"]
+ratio, gone = embeddings.spread_ratio(ordinary), embeddings.way_gone(ordinary)
+study.headline("spread_ratio", ratio)
+study.headline("displacement_share", gone)
+Markdown(f"Median distance of two triggers of one image, over that of two regular prompts: **{ratio}**. Way a search went, over the distance of "
+         f"two starts: **{gone}**.")
+
+# %% [markdown]
+# The first figure is the paper's evidence. The second says what it is worth. Random numbers in all coordinates lie further apart than prompts do
+# before any search begins, and a search of some dozens of steps cannot go far in each coordinate. As far as the way gone is short against the
+# distance of two starts, the spread of the triggers is *inherited*: it says that an image can be reached from anywhere nearby, which is
+# a finding, but it does not say that the triggers would be spread if the starts were not. The triggers from regular prompts, whose
+# starts are as near to each other as prompts are, show what is left of the spread then.
+
+# %% [markdown]
+# ### A map
+#
+# Two maps of the same points. t-SNE {cite:p}`vandermaaten2008tsne` makes neighbourhoods visible and can make clusters where there are none. PCA is a mere
+# projection and cannot; but it shows little of the variance. Lines join a start with the trigger found from it.
+
+# %% mystnb={"figure": {"name": "fig-map", "caption": "Starts, triggers and prompts in the plane."}, "image": {"alt": "Two scatter plots of embeddings, by PCA and by t-SNE: hollow circles are random starts, filled circles of the same colour the triggers found from them, grey marks regular and memorized prompts.", "width": "100%"}} tags=["hide-input"]
+plots.embedding_map(embeddings.maps(ordinary))
+
+# %% tags=["hide-input"]
+Markdown(f"Silhouette of the triggers by image (1: separate clusters, 0: none): {embeddings.silhouette(ordinary):.3f}.")
+
+# %% [markdown]
+# ### Do the searches walk the same way?
+#
+# Distances between ends cannot tell an inherited spread from a made one. Directions can. If an image had one door, every search would have to bring
+# the embedding before that door, and the *ways* that two searches go, end minus start, would point in one direction. In a space
+# of so many dimensions two unrelated directions have a cosine near 0.
+
+# %%
+embeddings.ways(memories)
+
+# %% [markdown]
+# ### Are the triggers connected?
+#
+# A question that the paper does not ask. Take two triggers of one image and walk from one to the other, straight, or along a sphere so that
+# the length of the vector stays what it is for random numbers. Does the image stay? If so, the triggers are one large region that the searches enter at
+# different points, and "many triggers" is a matter of speech. If not, they are islands.
+
+# %% mystnb={"figure": {"name": "fig-paths", "caption": "Copy score on the way from one trigger to another of the same image."}, "image": {"alt": "Two panels, straight and spherical path: copy score against the share of the way, a thin line for each pair of triggers, thick lines for the medians of ordinary and planted memories, a dashed line at the threshold.", "width": "100%"}} tags=["hide-input"]
+walked = embeddings.paths(memories)
+plots.path_scores(walked, threshold=study.descriptor.threshold)
+
+# %% tags=["hide-input"]
+embeddings.connected(walked, study.descriptor.threshold).round(2)
+
+# %% [markdown]
+# (level-activations)=
+# ## Second level: activations
+#
+# Now all embeddings are shown to the network with the same noise at the first step, and what every layer answers is compared: the outputs of the value
+# layers, the inputs of the second feed-forward matrices, which is what Wanda looks at, and the middle block. Three measures of how different two
+# answers are: L2, as in the paper; 1 − cosine, which is free of scale; and 1 − {term}`CKA`, which asks whether the same *places* are alike, in
+# whatever coordinates.
+
+# %%
+profile = activations.profile(ordinary)
+
+# %% mystnb={"figure": {"name": "fig-profile-l2", "caption": "How far apart the activations of two embeddings are, by layer: L2."}, "image": {"alt": "Panels for value layers, feed-forward layers, middle block and output: mean L2 distance at each layer with intervals for one image's triggers, different images' triggers, different memorized prompts and regular prompts.", "width": "100%"}} tags=["hide-input"]
+plots.layer_profile(profile, measure="L2")
+
+# %% mystnb={"figure": {"name": "fig-profile-cka", "caption": "The same by linear CKA, which does not know scale."}, "image": {"alt": "The same panels with 1 minus linear CKA in place of the L2 distance.", "width": "100%"}} tags=["hide-input"]
+plots.layer_profile(profile, measure="CKA")
+
+# %% tags=["hide-input"]
+apart = activations.activation_ratio(ordinary)
+study.headline("activation_ratio", apart)
+Markdown(f"Distance of two triggers of one image over that of two different memorized prompts, median over layers: **{apart}** (L2); "
+         f"{activations.activation_ratio(ordinary, 'cosine')} (cosine).")
+
+# %% [markdown]
+# The paper compares with *prompts*. But embeddings that began as random numbers are no prompts: they are larger and in places where no prompt is, and may
+# differ inside the network for that reason alone. The fair comparison is with the triggers of *other images*, found in the same way. Where one image's triggers
+# are nearer to each other than to those of other images, they meet. At the output they have to, as they all paint one image. The question is how early, and
+# whether at one layer.
+
+# %%
+met = activations.meeting(memories, ordinary)
+activations.best_layers(met)[["layer", "index"]].round(2)
+
+# %% [markdown]
+# (level-weights)=
+# ## Third level: weights
+#
+# NeMo and Wanda are asked for each trigger by itself: what would you switch off? The overlap of two answers is measured as intersection over union
+# ({term}`IoU`). A bare IoU says little. Two large sets overlap by chance, and a method may disagree with *itself* when its noise changes. So two marks stand beside it:
+# what random sets of those sizes would give, and the ceiling, where the same trigger is asked about twice with different noise. Where nothing is selected, an
+# overlap is undefined; the paper counts it as full agreement.
+
+# %%
+agreed = weights.all_agreements(memories)
+
+# %% mystnb={"figure": {"name": "fig-agreement", "caption": "Overlap of what is taken for two triggers of one image, by layer. Dotted ticks: chance; full ticks: the same trigger with another noise. Numbers: mean number of units taken."}, "image": {"alt": "A panel for NeMo and one for Wanda: overlap at each layer with intervals for ordinary and planted memories, ticks for the chance level and for the ceiling, and the number of units taken above.", "width": "100%"}} tags=["hide-input"]
+plots.agreement_profile(weights.shown(agreed))
+
+# %% tags=["hide-input"]
+overlap = weights.mean_iou(agreed, weights.label(WANDA), "ordinary")
+study.headline("wanda_iou", overlap)
+weights.summary(agreed).round(2)
+
+# %% [markdown]
+# ### The direct test: does a cut made for one trigger stop another?
+#
+# Overlap is a matter of counting units. What matters is what a cut does. Each row of {numref}`fig-transfer` is a pruning, made for one trigger (or
+# for the image's prompt). Each column is a trigger, and the field says whether the image still comes back. A memory with one
+# door would be dark on no field: whichever way led us to the door, shutting it shuts it for all.
+
+# %%
+moved = weights.transfers(memories, WANDA)
+
+# %% mystnb={"figure": {"name": "fig-transfer", "caption": "Does the image come back from one trigger (column) under the pruning made for another (row)? Wanda, as chosen in the last chapter."}, "image": {"alt": "A matrix for each image: rows are triggers that a pruning was made for, columns are triggers that the pruned model paints from, fields are dark where the image still comes back.", "width": "100%"}} tags=["hide-input"]
+plots.transfer_matrices(moved)
+
+# %% tags=["hide-input"]
+rates = weights.transfer_rates(moved)
+for name, estimate in weights.transfer_headlines(rates).items():
+    study.headline(name, estimate)
+rates.groupby("memory", sort=False)[["prompt under its own", "own pruning", "another's pruning"]].mean().round(2)
+
+# %% [markdown]
+# The middle column matters as much as the last. Where a pruning does not even stop the trigger that it was made for, "it does not stop others"
+# is no news.
+
+# %% [markdown]
+# ## The three levels together
+#
+# Each level gives an image one number. 0: nothing in common between its triggers beyond chance. 1: as much as could be.
+#
+# - **embeddings**: the mean cosine of two ways;
+# - **activations**: at the layer where they agree most, 1 − distance between the image's triggers / distance to those of other images;
+# - **weights**: at the layer where they agree most, where the IoU lies between chance and ceiling;
+# - **transfer**: the share of triggers stopped by a cut made for another one.
+#
+# The definitions, and the rule that a level has to put the planted memories at least 0.2 above the ordinary ones, were written down before any of
+# them was computed.
+
+# %%
+table = levels.per_image(memories, met, agreed, moved)
+
+# %% mystnb={"figure": {"name": "fig-levels", "caption": "Index of locality at each level, mean over images with 95 % t intervals."}, "image": {"alt": "One row for each level: dots with intervals on an axis from 0, not local, to 1, local, for ordinary and for planted memories.", "width": "100%"}} tags=["hide-input"]
+plots.levels(levels.levels(table))
+
+# %% tags=["hide-input"]
+gaps = levels.gaps(table)
+for name, estimate in {**gaps, **levels.indices_reported(table)}.items():
+    study.headline(name, estimate)
+levels.gap_table(gaps).round(2)
+
+# %% [markdown]
+# ## What copies do
+#
+# The testbed knows how often each image was in the training set. Does a memory spread out as copies add up?
+
+# %% mystnb={"figure": {"name": "fig-dose-locality", "caption": "The diagnostics by the number of copies in the training set."}, "image": {"alt": "A small panel for each diagnostic against the number of copies, with intervals: share of searches that work, spread, and the indices of locality.", "width": "100%"}} tags=["hide-input"]
+plots.dose_profile(levels.dose(study, ordinary))
+
+# %% [markdown]
+# ## Look for yourself
+#
+# Choose an image and one of its triggers: what it paints, how far the search went, how strongly it drives each value layer, and how many weights
+# Wanda would take from each layer. For a page without scripts, the first cards follow below.
+
+# %% tags=["hide-input"]
+shown = cards.cards(ordinary)
+widgets.trigger_picker(shown, threshold=study.descriptor.threshold, limits=cards.limits(shown))
+
+# %% mystnb={"figure": {"name": "fig-card", "caption": "The first trigger of the first image."}, "image": {"alt": "Training image, images painted from a trigger with their copy scores, and two rows of bars: activation of each value layer and units taken in each layer.", "width": "100%"}} tags=["hide-input"]
+plots.first_card(shown, threshold=study.descriptor.threshold, limits=cards.limits(shown))
+
+# %% [markdown]
+# ## What to conclude
+
+# %% tags=["hide-input"]
+claims_table("03", study.headlines).set_index("claim")
+
+# %% tags=["hide-input"]
+study.finish()
+Markdown(levels.conclusion(table))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. A search from random numbers moves every coordinate by at most the number of steps times the learning rate. Compute the largest share of the distance
+#    between two starts that it can go at all. How does {numref}`fig-distances` change with a hundred times as many steps?
+# 2. Shrink the starts: begin from $0.1 \cdot N(0, I)$. Which of the paper's embedding-level findings survive?
+# 3. Plant a memory in two blocks at once (`dori testbed plant` and `dori.testbed.planting` show how one block is done). At which number of blocks do the
+#    diagnostics stop calling it local?
+# 4. The ceiling of the weight level asks about one trigger twice. A stricter one takes two searches from one start with different draws; the table has
+#    it as *same start, other draws*. Which of the two is the better measure of what "the same trigger" means?
+# 5. What would a method look like that finds the door of a planted memory from a single trigger, and what does it find for an ordinary memory?
+#
+# ## What's next
+#
+# If there is no place to prune, a remedy has to change the network as a whole, against all triggers at once. The next chapter trains it to.
