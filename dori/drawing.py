@@ -87,30 +87,41 @@ def stored_images(study: "Study", benchmark: Benchmark, sampling: Sampling) -> I
 
 
 def score_triggers(
-    study: "Study", prompts: Benchmark, triggers: Sequence[Trigger], sampling: Sampling | None = None
+    study: "Study",
+    prompts: Benchmark,
+    triggers: Sequence[Trigger],
+    sampling: Sampling | None = None,
+    *,
+    numbered: bool = False,
 ) -> pd.DataFrame:
-    """Images of each trigger (one for a row at most) against the training image of its row.
+    """Images of each trigger against the training image of its row; a row may have any number of triggers.
 
-    Returns a row per image: id, seed, score, replicated, and the benchmark's columns but prompt and image.
-    Rows whose training image cannot be read are left out, logged, and named in `attrs["skipped"]`. Raises
-    DoriError if no row is left.
+    Returns a row per image, in the order of the triggers: id, seed, score, replicated, and the benchmark's
+    columns but prompt and image; `numbered` adds `trigger`, the number in the list, which tells those of one
+    row apart. Rows whose training image cannot be read are left out, logged, and named in `attrs["skipped"]`.
+    Raises DoriError if no row is left.
     """
     sampling, skipped, keys = sampling or study.sampling(), {}, {}
-    for trigger in triggers:
+    for n, trigger in enumerate(triggers):
         try:
-            keys[trigger.id] = _score_key(study, prompts, trigger, sampling)
+            keys[n] = _score_key(study, prompts, trigger, sampling)
         except DoriError as error:
             skipped[trigger.id] = str(error)
-    report(skipped, of=len(triggers))
-    todo = [t for t in triggers if t.id in keys and study.store.find("score", keys[t.id]) is None]
-    for trigger, images in drawn(study, todo, sampling):
+    report(skipped, of=len({trigger.id for trigger in triggers}))
+    todo = [n for n, key in keys.items() if study.store.find("score", key) is None]
+    made = drawn(study, [triggers[n] for n in todo], sampling)
+    for n, (trigger, images) in zip(todo, made, strict=True):
         original = prompts.images([trigger.id])
         scores = similarity(study.descriptor.embed(images), study.descriptor.embed(original))[:, 0]
-        study.store.save("score", keys[trigger.id], Record({"scores": scores.tolist()}))
-    scores = {i: study.store.find("score", key).values["scores"] for i, key in keys.items()}
-    table = replication_table(scores, study.descriptor.threshold)
+        study.store.save("score", keys[n], Record({"scores": scores.tolist()}))
+    scores = {n: study.store.find("score", key).values["scores"] for n, key in keys.items()}
+    table = replication_table(scores, study.descriptor.threshold).rename(columns={"id": "trigger"})
+    table.insert(0, "id", [triggers[n].id for n in table["trigger"]])
     about = prompts.table.drop(columns=["prompt", "image"])
+    numbers = table.pop("trigger")
     table = table.merge(about, left_on="id", right_index=True, how="left")
+    if numbered:
+        table["trigger"] = numbers
     table.attrs["skipped"] = skipped
     return table
 

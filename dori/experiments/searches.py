@@ -1,9 +1,11 @@
-"""Searches for triggers, kept in the run directory: each image is searched for once, in company or alone.
+"""Searches for triggers, kept in the run directory: each search is made once, in company or alone.
 
-A search of 500 steps contains that of 50, so records are by number of steps.
+A search of 500 steps contains that of 50, so records are by number of steps. An image may be searched for
+many times: from other starts, and from one start with other draws.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -21,18 +23,28 @@ from dori.unlearndiff import UnlearnDiff, spelled, unlearndiff_attack
 
 CPU_PIXELS = 16 * 64**2  # attacked at once on a CPU: 16 images of 64 px, so 128 rows of the UNet
 Found = tuple[dict[str, Record], dict[str, str]]  # what was found by id; why other ids were left out
+Place = tuple[
+    str, int, int
+]  # a search: row id, number of its start, number of its draws (0: the start's own)
+Searched = tuple[dict[Place, Record], dict[str, str]]  # what was found; why rows or searches were left out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """One image to search for."""
+    """One search for an image."""
 
-    id: str
+    place: Place
+    name: str  # for the log
     prompt: str
     image: Tensor  # (3, H, W)
-    seed: int
+    seed: int  # of the draws of (eps, t)
     units: Units | None
-    key: dict  # all that decides the result but the attack's own settings
+    key: dict  # all that decides the result but start and settings of the attack
+
+    @property
+    def id(self) -> str:
+        """The row it searches for."""
+        return self.place[0]
 
 
 def run_attacks(study: Study, prompts: Benchmark, plan: Attack, units: Mapping[str, Units]) -> Found:
@@ -41,24 +53,46 @@ def run_attacks(study: Study, prompts: Benchmark, plan: Attack, units: Mapping[s
     Images that cannot be read, prompts that are empty and losses that are not finite cost one line of the log
     each. Raises DoriError if nothing is left.
     """
-    jobs, skipped = _jobs(study, prompts, units, f"attack/{plan.init}")
-    starts = {job.id: _start(study, plan, job) for job in jobs}
+    found, skipped = run_searches(study, prompts, plan, units)
+    return {place[0]: record for place, record in found.items()}, skipped
+
+
+def run_searches(
+    study: Study,
+    prompts: Benchmark,
+    plan: Attack,
+    units: Mapping[str, Units],
+    *,
+    count: int = 1,
+    draws: int = 0,
+) -> Searched:
+    """`run_attacks` from `count` starts of each image, and `draws` more times from each start.
+
+    Start k has a seed of its own (from run, initialisation, row and k) for both where it begins and its draws
+    of (eps, t); start 0 is `run_attacks`'s, and its record the same. Draws 1, 2, ... of start k begin there
+    too and draw (eps, t) by other seeds. Records by (id, start, draws), a row's together. Raises DoriError if
+    nothing is left.
+    """
+    noise = f"attack/{plan.init}"
+    jobs, skipped = _jobs(study, prompts, units, noise, count=count, draws=draws)
+    starts = {job.place: _start(study, plan, job, noise) for job in jobs}
     decides = dataclasses.asdict(plan)
     del decides["steps"]
-    keys = {j.id: {**j.key, **decides, "start": digest(starts[j.id])} for j in jobs}
+    keys = {j.place: {**j.key, **decides, "start": digest(starts[j.place])} for j in jobs}
 
     def stored(job: Job) -> Record | None:
-        parts = {s: study.store.find("attack", {**keys[job.id], "step": s}) for s in plan.steps}
+        at = job.place
+        parts = {s: study.store.find("attack", {**keys[at], "step": s}) for s in plan.steps}
         if None in parts.values():
             return None
-        tensors = {"start": starts[job.id].float(), **{str(s): r.tensors["embeds"] for s, r in parts.items()}}
+        tensors = {"start": starts[at].float(), **{str(s): r.tensors["embeds"] for s, r in parts.items()}}
         return Record(parts[max(plan.steps)].values, tensors)
 
     def search(part: Sequence[Job]) -> None:
         found = dori_attack(
             study.model,
             study.model.encode_images(torch.stack([job.image for job in part])),
-            torch.stack([starts[job.id] for job in part]),
+            torch.stack([starts[job.place] for job in part]),
             plan,
             seeds=[job.seed for job in part],
             units=[job.units or {} for job in part],
@@ -66,7 +100,7 @@ def run_attacks(study: Study, prompts: Benchmark, plan: Attack, units: Mapping[s
         for n, job in enumerate(part):
             for step, y in found.saved.items():
                 record = Record({"losses": found.losses[n, :step].tolist()}, {"embeds": y[n].clone()})
-                study.store.save("attack", {**keys[job.id], "step": step}, record)
+                study.store.save("attack", {**keys[job.place], "step": step}, record)
 
     return _run(study, jobs, skipped, stored, search)
 
@@ -96,11 +130,12 @@ def run_unlearndiff(study: Study, prompts: Benchmark, plan: UnlearnDiff, units: 
             values = {"losses": found.losses[n].tolist(), "text": {s: x[n] for s, x in spellings.items()}}
             study.store.save("unlearndiff", keys[job.id], Record(values, tensors))
 
-    return _run(study, jobs, skipped, stored, search)
+    found, skipped = _run(study, jobs, skipped, stored, search)
+    return {place[0]: record for place, record in found.items()}, skipped
 
 
 def at_once(study: Study) -> int:
-    """Images searched for in one batch: an interruption costs those in hand."""
+    """Searches made in one batch: an interruption costs those in hand."""
     if study.images_at_once:
         return study.images_at_once
     if study.model.device.type == "cpu":
@@ -109,10 +144,16 @@ def at_once(study: Study) -> int:
 
 
 def _jobs(
-    study: Study, prompts: Benchmark, units: Mapping[str, Units], noise: str
+    study: Study,
+    prompts: Benchmark,
+    units: Mapping[str, Units],
+    noise: str,
+    *,
+    count: int = 1,
+    draws: int = 0,
 ) -> tuple[list[Job], dict[str, str]]:
     """What to search for, and one line for each row that cannot be."""
-    jobs, skipped = [], {}
+    jobs, skipped, several = [], {}, count > 1 or draws > 0
     for i, prompt in zip(prompts.ids, prompts.prompts(), strict=True):
         try:
             image = prompts.images([i], size=study.model.defaults.image_size)[0]
@@ -121,16 +162,35 @@ def _jobs(
         except DoriError as error:
             skipped[i] = str(error)
             continue
-        seed, off = noise_seed(study.seed, f"{noise}/{i}", 0), units.get(i)
-        key = {"image": digest(image), "noise": seed, "units": off.fingerprint if off else None}
-        jobs.append(Job(i, prompt, image, seed, off, {**key, **decided_by(study)}))
+        off = units.get(i)
+        key = {"image": digest(image), "units": off.fingerprint if off else None, **decided_by(study)}
+        for k, j in itertools.product(range(count), range(1 + draws)):
+            own = noise_seed(study.seed, f"{noise}/{i}", k)
+            seed = noise_seed(study.seed, f"{noise}/{i}/{k}/draws", j) if j else own
+            name = f"{i}, start {k}, draws {j}" if several else i
+            jobs.append(Job((i, k, j), name, prompt, image, seed, off, {**key, "noise": seed}))
     return jobs, skipped
 
 
-def _start(study: Study, plan: Attack, job: Job) -> Tensor:
+def _start(study: Study, plan: Attack, job: Job, noise: str) -> Tensor:
     """(T, D); encoded by itself, as rounding in a batch would make another key of it."""
     regular = list(study.regular.table["prompt"].drop(job.id, errors="ignore"))  # not a held-out image's own
-    return initial_embeds(study.model, plan.init, prompts=[job.prompt], seeds=[job.seed], regular=regular)[0]
+    seeds = [noise_seed(study.seed, f"{noise}/{job.id}", k) for k in range(job.place[1] + 1)]
+    seed = _untaken(seeds, len(regular)) if plan.init == "regular" else seeds[-1]
+    return initial_embeds(study.model, plan.init, prompts=[job.prompt], seeds=[seed], regular=regular)[0]
+
+
+def _untaken(seeds: Sequence[int], n: int) -> int:
+    """The last of `seeds`, moved on until its remainder mod n is none that a seed before it took.
+
+    So an image's starts are different regular prompts while there are any; then they repeat.
+    """
+    seed, taken = 0, set()
+    for seed in seeds:
+        while n and len(taken) < n and seed % n in taken:
+            seed += 1
+        taken.add(seed % n if n else 0)
+    return seed
 
 
 def _run(
@@ -139,17 +199,17 @@ def _run(
     skipped: dict[str, str],
     stored: Callable[[Job], Record | None],
     search: Callable[[Sequence[Job]], None],
-) -> Found:
+) -> Searched:
     """Search for what the run directory lacks, a batch at a time; leave out what came to nothing."""
     todo, size = [job for job in jobs if stored(job) is None], at_once(study)
     with progress(len(todo), "attack") as bar:
         for part in (todo[k : k + size] for k in range(0, len(todo), size)):
             search(part)
             bar.update(len(part))
-    found = {job.id: stored(job) for job in jobs}
-    lost = {i: "the loss is not finite" for i, r in found.items() if not _finite(r)}
+    found = {job: stored(job) for job in jobs}
+    lost = {job.name: "the loss is not finite" for job, record in found.items() if not _finite(record)}
     report(skipped | lost, of=len(jobs) + len(skipped))
-    return {i: r for i, r in found.items() if i not in lost}, skipped | lost
+    return {job.place: r for job, r in found.items() if job.name not in lost}, skipped | lost
 
 
 def _finite(record: Record) -> bool:
