@@ -21,6 +21,7 @@ ONE, DIFFERENT = "one image's triggers", "different images' triggers"
 MEMORIZED, REGULAR = "different memorized prompts", "regular prompts"
 NOISE = 0  # seed of the noise that all embeddings see
 MOST = 16  # triggers of each image that are looked at
+WIDTH = 4096  # numbers of a summary: keeps the error of a distance to a few per cent
 
 
 def looked_at(memories: Sequence[Memory]) -> tuple[Sketches, list[str]]:
@@ -35,7 +36,7 @@ def looked_at(memories: Sequence[Memory]) -> tuple[Sketches, list[str]]:
         embeds[REGULAR] = regular_embeds(study)
     labels = [name for name, y in embeds.items() for _ in y]
     stacked = torch.cat([y.float().cpu() for y in embeds.values()]).to(study.model.device)
-    return locality.activation_sketches(study.model, stacked, seed=NOISE), labels
+    return locality.activation_sketches(study.model, stacked, seed=NOISE, width=WIDTH), labels
 
 
 def profile(memories: Sequence[Memory]) -> pd.DataFrame:
@@ -112,7 +113,7 @@ def meeting(memories: Sequence[Memory], others: Sequence[Memory]) -> pd.DataFram
             continue
         model = memory.study.model
         stacked = ends([*own, *strangers]).to(model.device)
-        sketches = locality.activation_sketches(model, stacked, seed=NOISE)
+        sketches = locality.activation_sketches(model, stacked, seed=NOISE, width=WIDTH)
         mine = np.arange(len(stacked)) < len(own)
         for layer in sketches.flat:
             matrix = sketches.distances(layer)
