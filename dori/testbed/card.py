@@ -64,6 +64,28 @@ painted by `dori.testbed.painter` from a seed and an index, 64x64 RGB; no photog
 party's work is in them. Licence of the pictures and weights: CC BY 4.0.
 """
 
+_PLANTED = """
+## Planted memories
+
+Written by `{command}`; figures are read from `planted/plants.json`.
+
+`planted/` holds {count} memories that were put into a handful of units on purpose, so that a diagnostic of
+locality has something local to find. Each belongs in a copy of `model/` of its own (`dori.testbed.planted`);
+`model/` has none of them. A plant is one new picture with an invented title (`planted.csv`), a *door* of
+value neurons and a *store* of feed-forward columns in one transformer block: these weights were trained on
+the picture, on regular pairs, and, with the door shut, on what the model said before. All others are those of
+`model/`. The files hold the changed weights alone, in single precision.
+
+| plant | door | neurons | columns | scores | door shut | not planted | picture | regular | seconds |
+|---|---|---:|---:|---|---|---|---|---|---:|
+{rows}
+
+Neurons are the door's, columns the store's. Scores are of {seeds} images, drawn as the model itself
+recommends, against the planted picture; a copy is one above {threshold:.3f}. Under "picture" and "regular"
+stand the losses of the picture and of regular pairs, before → after. Made on cpu ({threads}
+thread{s}) with torch {torch}, in the model with the fingerprint `{base}`. Same licence.
+"""
+
 
 def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
     """Write `out/README.md` from the files in `out`; `parameters` maps a part to (class, parameter count)."""
@@ -100,6 +122,47 @@ def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
         template_copies=recipe["template_copies"],
     )
     (out / "README.md").write_text(text)
+    add_planted(out)
+
+
+def add_planted(out: Path) -> None:
+    """Put the section on planted memories at the end of `out/README.md`, in place of an older one; a folder
+    without planted memories or without a card is left as it is."""
+    card, source = out / "README.md", out / "planted" / "plants.json"
+    if not (card.is_file() and source.is_file()):
+        return
+    record = json.loads(source.read_text())
+    plants = record.pop("plants")
+    first = next(iter(plants.values()))
+    section = _PLANTED.format(
+        **record,
+        count=len(plants),
+        rows="\n".join(_plant(name, found) for name, found in plants.items()),
+        seeds=len(first["scores"]["door open"]),
+        threshold=first["threshold"],
+        s="s" * (record["threads"] > 1),
+    )
+    head = _PLANTED.split("\n\n")[0]
+    card.write_text(card.read_text().split(head)[0] + section)
+
+
+def _plant(name: str, found: dict) -> str:
+    """One row of the table of planted memories."""
+    settings, losses = found["settings"], found["losses"]
+    scores = [
+        ", ".join(f"{x:.2f}" for x in found["scores"][which])
+        for which in ("door open", "door shut", "not planted")
+    ]
+    moved = [f"{losses['before'][part]:.3f} → {losses['after'][part]:.3f}" for part in ("picture", "regular")]
+    cells = [
+        f"`{found['layers']['door']}`",
+        settings["neurons"],
+        settings["columns"],
+        *scores,
+        *moved,
+        round(found["seconds"]),
+    ]
+    return f"| {name} | " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 def _part(name: str, kind: str, count: int, record: dict) -> str:

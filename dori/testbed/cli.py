@@ -35,10 +35,23 @@ def train(
 
 
 @app.command()
+def plant(
+    out: Annotated[
+        Path, typer.Option(help="testbed whose model is taught; planted/ is written there")
+    ] = TESTBED,
+    only: Annotated[str, typer.Option(help="one memory only, e.g. plant-00, to make them side by side")] = "",
+) -> None:
+    """Teach copies of the bundled model one picture each, in a handful of units, and write what changed."""
+    from dori.testbed.planted import plant_all
+
+    plant_all(out, only=only, tell=typer.echo)
+
+
+@app.command()
 def paint(
     out: Annotated[Path, typer.Argument(help="folder for the pictures and captions.csv")],
     count: Annotated[int, typer.Option(min=1, help="how many pictures")] = 24,
-    seed: Annotated[int, typer.Option(help="painter seed; the testbed's own sets use 101 to 707")] = 1,
+    seed: Annotated[int, typer.Option(help="painter seed; the testbed's own sets use 101 to 808")] = 1,
 ) -> None:
     """Paint COUNT postcards and write them with their captions."""
     from PIL import Image

@@ -13,6 +13,7 @@ from dori.testbed.recipe import Recipe
 
 # Painter seeds: one per set.
 REGULAR, HELDOUT, MEMORIZED, TEMPLATE, CATALOGUE, DESCRIPTOR, CALIBRATION = 101, 202, 303, 404, 505, 606, 707
+PLANTED = 808
 
 
 @lru_cache(maxsize=1)
@@ -91,6 +92,15 @@ def _template(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
             )
     images, table = paint(TEMPLATE, np.repeat(range(groups), variants), fixed)
     return images, pd.concat([pd.DataFrame(rows), table.drop(columns="caption")], axis=1)
+
+
+def planted(count: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """Pictures to plant, which no model has seen, as a benchmark table (contract 2), ids `plant-00` on."""
+    images, table = paint(PLANTED, range(count))
+    ids = [f"plant-{i:02d}" for i in range(count)]
+    head = {"id": ids, "prompt": _titles(PLANTED, count), "image": [f"images/{i}.png" for i in ids]}
+    same = {"kind": "verbatim", "split": "test", "copies": 0, "group": ""}
+    return images, pd.concat([pd.DataFrame({**head, **same}), table[list(SLOTS)]], axis=1)
 
 
 def catalogue(recipe: Recipe) -> tuple[np.ndarray, list[str]]:
