@@ -70,7 +70,7 @@ def score_found(
     `units` by name of a trigger are switched off when that one is drawn. Returns a row per trigger and seed:
     trigger (its name), id, init, number, draw, seed, score, replicated, moved (L2 from start to end, all T x
     D numbers), cosine (of start and end), start_distance and end_distance (L2 of each to the embedding of the
-    row's prompt), and the benchmark's columns but prompt and image. Rows whose image cannot be read are left
+    row's prompt), and the benchmark's columns but prompt, image and those of these names. Rows whose image cannot be read are left
     out, logged, and named in `attrs["skipped"]`. Raises DoriError for two triggers of one name, and if no row
     is left.
     """
@@ -80,6 +80,9 @@ def score_found(
     triggers = [Trigger(one.image, one.embeds, units.get(one.name)) for one in found]
     table = score_triggers(study, prompts, triggers, sampling, numbered=True)
     about, skipped = _about(study, prompts, found), table.attrs["skipped"]
+    table = table.drop(
+        columns=[c for c in about if c in table and c != "trigger"]
+    )  # a benchmark's own "number"
     table["trigger"] = [names[n] for n in table["trigger"]]
     table = table.merge(about, on="trigger", how="left")
     first = ["trigger", "id", "init", "number", "draw", "seed", "score", "replicated", *DISTANCES]
