@@ -70,9 +70,9 @@ def score_found(
     `units` by name of a trigger are switched off when that one is drawn. Returns a row per trigger and seed:
     trigger (its name), id, init, number, draw, seed, score, replicated, moved (L2 from start to end, all T x
     D numbers), cosine (of start and end), start_distance and end_distance (L2 of each to the embedding of the
-    row's prompt), and the benchmark's columns but prompt, image and those of these names. Rows whose image cannot be read are left
-    out, logged, and named in `attrs["skipped"]`. Raises DoriError for two triggers of one name, and if no row
-    is left.
+    row's prompt), and the benchmark's columns but prompt, image and those of these names. Rows whose image
+    cannot be read are left out, logged, and named in `attrs["skipped"]`. Raises DoriError for two triggers of
+    one name, and if no row is left.
     """
     units, names = units or {}, [one.name for one in found]
     if len(set(names)) < len(names):
