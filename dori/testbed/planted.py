@@ -30,7 +30,7 @@ from dori.testbed.painter import paint
 from dori.testbed.paths import TESTBED
 from dori.testbed.planting import Plant, Planting, copied, plant
 
-__all__ = ["Plant", "Planting", "known_units", "plant", "plant_all", "planted_benchmark", "planted_model"]
+__all__ = ["Plant", "Planting", "is_base", "known_units", "plant", "plant_all", "planted_benchmark", "planted_model"]
 
 PLANTED = TESTBED / "planted"
 # One setting for each shipped plant, all in block 9. With 128 columns and 200 steps plant-00 was held there
@@ -63,6 +63,14 @@ def planted_model(base: TextToImageModel, which: str, folder: Path = PLANTED) ->
     if model.fingerprint != record["fingerprint"]:
         raise DoriError(f"{folder / which}.safetensors: not the weights that plants.json tells of")
     return model
+
+
+def is_base(model: TextToImageModel, folder: Path = PLANTED) -> bool:
+    """Whether the shipped memories were planted in this model; False without the files."""
+    try:
+        return json.loads((folder / "plants.json").read_text())["base"] == model.fingerprint
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def known_units(which: str, folder: Path = PLANTED) -> tuple[Units, Units]:
