@@ -30,7 +30,16 @@ from dori.testbed.painter import paint
 from dori.testbed.paths import TESTBED
 from dori.testbed.planting import Plant, Planting, copied, plant
 
-__all__ = ["Plant", "Planting", "is_base", "known_units", "plant", "plant_all", "planted_benchmark", "planted_model"]
+__all__ = [
+    "Plant",
+    "Planting",
+    "is_base",
+    "known_units",
+    "plant",
+    "plant_all",
+    "planted_benchmark",
+    "planted_model",
+]
 
 PLANTED = TESTBED / "planted"
 # One setting for each shipped plant, all in block 9. With 128 columns and 200 steps plant-00 was held there
