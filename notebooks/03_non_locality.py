@@ -156,6 +156,13 @@ Markdown(f"Silhouette of the triggers by image (1: separate clusters, 0: none): 
 embeddings.ways(memories)
 
 # %% [markdown]
+# Put to the test: take a start, and add to it not its own way but the mean way of the *other* searches for the same image. No search is made. If triggers have
+# nothing in common, this leads nowhere. (This was asked after the cosines were seen; no rule judges it.)
+
+# %%
+embeddings.carried_rates(embeddings.carried_over(memories)).round(2)
+
+# %% [markdown]
 # ### Are the triggers connected?
 #
 # A question that the paper does not ask. Take two triggers of one image and walk from one to the other, straight, or along a sphere so that

@@ -1,5 +1,6 @@
 """Chapter 3, first level: how triggers of one image lie to each other among all embeddings."""
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise as neighbours
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from dori import locality
 from dori.drawing import Trigger, score_triggers
-from dori.experiments.memories import STARTS, Memory, ends, sizes, starts
+from dori.experiments.memories import STARTS, Memory, ends, sampling, sizes, starts
 from dori.experiments.replication import top_prompts
+from dori.experiments.triggers import score_found, trigger_rate
 from dori.metrics.intervals import Estimate, mean_of_few
 from dori.study import Study
 
@@ -83,6 +85,46 @@ def one_way(memories: Sequence[Memory], init: str = "random") -> list[float]:
     1: whatever the start, the search walks in the same direction; 0: the directions have nothing in common.
     """
     return [_agreement(m, init) for m in memories]
+
+
+def carried_over(memories: Sequence[Memory], init: str = "random") -> pd.DataFrame:
+    """Does the common way work without a search? Each start plus the mean way of the *other* starts.
+
+    If triggers had nothing in common but the image, the way of others would lead nowhere. A row per start,
+    part of the way (the mean way as it is, or lengthened to the length of a single one) and seed: memory, id,
+    way, trigger, score, replicated.
+    """
+    parts = []
+    for memory in memories:
+        found = memory.triggers(init)
+        if len(found) < 3:
+            continue
+        moves = ends(found) - starts(found)
+        others = (moves.sum(0) - moves) / (len(found) - 1)
+        longer = others * (moves.flatten(1).norm(dim=1) / others.flatten(1).norm(dim=1)).view(-1, 1, 1)
+        for way, added in {"mean way of the others": others, "the same, as long as one way": longer}.items():
+            made = [dataclasses.replace(f, embeds=f.start + a) for f, a in zip(found, added, strict=True)]
+            scores = score_found(memory.study, memory.prompts, made, sampling=sampling(memory.study))
+            parts.append(scores.assign(way=way, memory=memory.kind))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["memory", "way", "id"])
+
+
+def carried_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Share of starts that the way of others turns into triggers, by memory and way; best scores."""
+    rows = []
+    for key, part in table.groupby(["memory", "way"], sort=False):
+        best = part.groupby("trigger")["score"].max().median()
+        rows.append((*key, part["trigger"].nunique(), *trigger_rate(part)[:3], best))
+    columns = [
+        "memory",
+        "added to the start",
+        "starts",
+        "image comes back",
+        "low",
+        "high",
+        "median best score",
+    ]
+    return pd.DataFrame(rows, columns=columns).set_index(["memory", "added to the start"])
 
 
 def _share(memory: Memory, init: str) -> float:
