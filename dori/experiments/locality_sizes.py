@@ -28,6 +28,9 @@ class Sizes:
     pairs: int = 16  # of triggers of each image, with a path between
     fractions: tuple[float, ...] = (0.0, 1 / 8, 0.25, 3 / 8, 0.5, 5 / 8, 0.75, 7 / 8, 1.0)
     compared: int = 8  # triggers of each image whose units are compared
+    nemo_compared: int = (
+        8  # of them, those that NeMo is asked about: its search takes as long as three of ours
+    )
     nemo: Nemo = field(default_factory=lambda: Nemo(up=True))
     levels: tuple[int, ...] = (4, 16, 32, 64)  # numbers of copies below the most
     dose_images: int | None = None  # of each level
@@ -47,6 +50,7 @@ SIZES = {
         pairs=1,
         fractions=(0.0, 0.5, 1.0),
         compared=2,
+        nemo_compared=2,
         nemo=Nemo(seeds=2, up=True, refine=False),
         levels=(64,),
         dose_images=1,
@@ -56,14 +60,15 @@ SIZES = {
         images=3,
         random=16,
         regular=16,
-        planted=6,
+        planted=8,
         twin=3,
         seeds=2,
         prompts=32,
         pairs=4,
         fractions=(0.0, 0.25, 0.5, 0.75, 1.0),
         compared=4,
-        nemo=Nemo(seeds=4, up=True),
+        nemo_compared=3,
+        nemo=Nemo(seeds=2, up=True),
         levels=(16, 32, 64),
         dose_images=2,
         dose_starts=3,

@@ -20,6 +20,7 @@ from dori.locality.weights import ALL
 from dori.metrics.intervals import Estimate, mean_of_few
 from dori.mitigation.nemo import Nemo
 from dori.mitigation.units import Units
+from dori.mitigation.wanda import Wanda
 from dori.store import Record
 from dori.study import Study
 
@@ -49,9 +50,10 @@ def _missing() -> Record:
     raise RuntimeError("a record of units was removed while it was being read")
 
 
-def compared(memory: Memory) -> list[Found]:
+def compared(memory: Memory, setting: Setting) -> list[Found]:
     """The triggers of an image whose units are compared: the first found from random numbers."""
-    return memory.triggers(n=sizes(memory.study).compared)
+    size = sizes(memory.study)
+    return memory.triggers(n=size.nemo_compared if isinstance(setting, Nemo) else size.compared)
 
 
 def other_noise(setting: Setting) -> Setting:
@@ -63,16 +65,17 @@ def agreements(memory: Memory, setting: Setting) -> pd.DataFrame:
     """IoU of what is taken for each pair of triggers, by layer; and for the two ceilings.
 
     Columns as `locality.agreement`, with between ("triggers", or what a ceiling holds fixed), memory, image,
-    setting. Ceilings: the first trigger with another noise; two searches from one start with other draws.
+    setting. Ceilings: the first trigger with another noise; for Wanda, two searches from one start too, with
+    other draws.
     """
-    study, found = memory.study, compared(memory)
+    study, found = memory.study, compared(memory, setting)
     parts = {"triggers": units_of(study, found, setting)}
     if found:
         first = found[:1]
         again = units_of(study, first, other_noise(setting))
         parts[NOISE] = {"a": units_of(study, first, setting)[first[0].name], "b": again[first[0].name]}
     pair = redrawn(memory)
-    if len(pair) == 2:
+    if len(pair) == 2 and isinstance(setting, Wanda):  # NeMo's search is too long for one more ceiling
         parts[DRAWS] = units_of(study, pair, setting)
     tables = [locality.agreement(sets).assign(between=between) for between, sets in parts.items()]
     about = {"memory": memory.kind, "image": memory.id, **named(setting)}
@@ -139,7 +142,7 @@ def transfer(memory: Memory, setting: Setting) -> pd.DataFrame:
     A row per pair and seed: memory, image, method, setting, a, b, seed, score, replicated. The row's own
     prompt is among the triggers.
     """
-    study, found = memory.study, [_prompt(memory), *compared(memory)]
+    study, found = memory.study, [_prompt(memory), *compared(memory, setting)]
     taken, parts = units_of(study, found, setting), []
     for a, off in taken.items():
         units = {b.name: off for b in found}
