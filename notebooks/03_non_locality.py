@@ -123,8 +123,8 @@ embeddings.spreads(ordinary)
 ratio, gone = embeddings.spread_ratio(ordinary), embeddings.way_gone(ordinary)
 study.headline("spread_ratio", ratio)
 study.headline("displacement_share", gone)
-Markdown(f"Median distance of two triggers of one image, over that of two regular prompts: **{ratio}**. Way a search went, over the distance of "
-         f"two starts: **{gone}**.")
+Markdown(f"Median distance of two triggers of one image, over that of two regular prompts: **{ratio}**; the same of triggers found from regular "
+         f"prompts: {embeddings.spread_ratio(ordinary, 'regular')}. Way a search went, over the distance of two starts: **{gone}**.")
 
 # %% [markdown]
 # The first figure is the paper's evidence. The second says what it is worth. Random numbers in all coordinates lie further apart than prompts do
@@ -132,6 +132,13 @@ Markdown(f"Median distance of two triggers of one image, over that of two regula
 # distance of two starts, the spread of the triggers is *inherited*: it says that an image can be reached from anywhere nearby, which is
 # a finding, but it does not say that the triggers would be spread if the starts were not. The triggers from regular prompts, whose
 # starts are as near to each other as prompts are, show what is left of the spread then.
+#
+# And now the control. The planted memories *are* in one place. If their triggers lie as far apart, then a wide spread of triggers is no sign of a memory
+# that is not local.
+
+# %% tags=["hide-input"]
+planted_ratio = embeddings.spread_ratio(planted) if planted else None
+Markdown(f"The same ratio for the planted memories: **{study.headline('planted_spread_ratio', planted_ratio)}**." if planted else "–")
 
 # %% [markdown]
 # ### A map
@@ -277,6 +284,13 @@ gaps = levels.gaps(table)
 for name, estimate in {**gaps, **levels.indices_reported(table)}.items():
     study.headline(name, estimate)
 levels.gap_table(gaps).round(2)
+
+# %% [markdown]
+# How to read it. A level at which the planted memories stand far to the right of the ordinary ones can tell where a memory is, and what it says about the ordinary
+# ones counts. A level at which they do not is *blind*: whatever it says about ordinary memories, it would say the same if they were in one block.
+
+# %% tags=["hide-input"]
+Markdown(levels.sighted(gaps))
 
 # %% [markdown]
 # ## What copies do

@@ -78,6 +78,18 @@ def gap_table(found: dict[str, Estimate]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
+def sighted(found: dict[str, Estimate], least: float = 0.2) -> str:
+    """Which levels tell a planted memory from an ordinary one, by the rule of expected.yml, as a sentence."""
+    known = {level: f for level, f in zip(LEVELS, found.values(), strict=True) if not np.isnan(f.value)}
+    if not known:
+        return "Without planted memories it cannot be said which levels are blind."
+    tells = [level for level, f in known.items() if f.value >= least]
+    blind = [level for level in known if level not in tells]
+    parts = [f"**{words}**: {', '.join(some) if some else 'none'}" for words, some in
+             (("Levels that tell the two apart", tells), ("blind levels", blind))]  # fmt: skip
+    return "; ".join(parts) + "."
+
+
 def indices_reported(table: pd.DataFrame) -> dict[str, Estimate]:
     """Headlines: the indices of the ordinary memories."""
     names = ("embeddings_index", "activations_index", "nemo_index", "wanda_index", "transfer_index")
