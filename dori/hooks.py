@@ -62,6 +62,24 @@ def masked(module: nn.Module, units: Masks | Sequence[Masks]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def reading(module: nn.Module, layers: Iterable[str], text: Tensor) -> Iterator[None]:
+    """Let the named cross-attention layers read `text` (1, T, D) in place of what the others are given.
+
+    Raises DoriError for a layer that is not there.
+    """
+
+    def hook(_, taken: tuple, named: dict) -> tuple[tuple, dict]:
+        given = named["encoder_hidden_states"]
+        return taken, {**named, "encoder_hidden_states": text.to(given).expand(len(given), -1, -1)}
+
+    with contextlib.ExitStack() as stack:
+        for name in layers:
+            layer = find_layer(module, name)
+            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+@contextlib.contextmanager
 def preserved(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Give every parameter its old value and requires_grad back, whatever the block did to them."""
     kept = [(p, p.detach().clone(), p.requires_grad) for m in modules for p in m.parameters()]

@@ -31,6 +31,7 @@ class Sizes:
     nemo_compared: int = (
         8  # of them, those that NeMo is asked about: its search takes as long as three of ours
     )
+    blocked: int = 4  # triggers of each image that one block at a time does not read
     nemo: Nemo = field(default_factory=lambda: Nemo(up=True))
     levels: tuple[int, ...] = (4, 16, 32, 64)  # numbers of copies below the most
     dose_images: int | None = None  # of each level
@@ -51,6 +52,7 @@ SIZES = {
         fractions=(0.0, 0.5, 1.0),
         compared=2,
         nemo_compared=2,
+        blocked=1,
         nemo=Nemo(seeds=2, up=True, refine=False),
         levels=(64,),
         dose_images=1,
@@ -68,6 +70,7 @@ SIZES = {
         fractions=(0.0, 0.25, 0.5, 0.75, 1.0),
         compared=4,
         nemo_compared=3,
+        blocked=3,
         nemo=Nemo(seeds=2, up=True),
         levels=(16, 32, 64),
         dose_images=2,
