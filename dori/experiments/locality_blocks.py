@@ -1,6 +1,6 @@
 """Chapter 3, a causal diagnostic: take the trigger away from one block at a time.
 
-What embeddings or activations have in common says what goes together. What the image needs is seen when it is
+What embeddings or activations have in common says what goes together. What an image needs is seen when it is
 taken away: one block of cross-attention reads the empty prompt while all others read the trigger.
 """
 
@@ -9,13 +9,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from dori.drawing import decided_by, digest, noise_seed
-from dori.experiments.memories import Memory, sampling, sizes
+from dori.experiments.memories import Memory, ends, sampling, sizes
 from dori.experiments.triggers import Found
 from dori.hooks import reading
 from dori.metrics.copy import similarity
 from dori.store import Record
-
-WITHOUT, ALONE = "this block reads nothing", "only this block reads the trigger"
 
 
 def blocks(memory: Memory) -> list[str]:
@@ -24,76 +22,74 @@ def blocks(memory: Memory) -> list[str]:
 
 
 def table(memories: Sequence[Memory]) -> pd.DataFrame:
-    """Copy scores of triggers of which one block reads the empty prompt, or all blocks but one.
+    """Copy scores of triggers that one block does not read: it reads the empty prompt.
 
-    A row per memory, trigger, block and way: memory, image, trigger, layer, how, score (best seed), replicated.
+    A row per memory, trigger and block: memory, image, trigger, layer, score (best seed), replicated.
     """
     rows = []
     for memory in memories:
-        for found in memory.triggers(n=sizes(memory.study).blocked):
-            for layer in blocks(memory):
-                for how in (WITHOUT, ALONE):
-                    score = max(_scores(memory, found, layer, how))
-                    hit = score > memory.study.descriptor.threshold
-                    rows.append((memory.kind, memory.id, found.name, layer, how, score, hit))
-    columns = ["memory", "image", "trigger", "layer", "how", "score", "replicated"]
-    return pd.DataFrame(rows, columns=columns)
+        found = memory.triggers(n=sizes(memory.study).blocked)
+        for layer in blocks(memory) if found else ():
+            for trigger, scores in zip(found, _scores(memory, found, layer), strict=True):
+                hit = max(scores) > memory.study.descriptor.threshold
+                rows.append((memory.kind, memory.id, trigger.name, layer, max(scores), hit))
+    return pd.DataFrame(rows, columns=["memory", "image", "trigger", "layer", "score", "replicated"])
 
 
-def needed(found: pd.DataFrame) -> pd.DataFrame:
-    """Share of triggers that stop when a block reads nothing, and that still work when it alone reads them: a
-    row per memory, image and layer."""
+def stopped(found: pd.DataFrame) -> pd.DataFrame:
+    """Share of triggers that stop when a block does not read them: memory, image, layer, stopped."""
     keys = ["memory", "image", "layer"]
-    rates = found.pivot_table("replicated", keys, "how", "mean", sort=False).astype(float)
-    return pd.DataFrame({"stopped without": 1 - rates[WITHOUT], "enough alone": rates[ALONE]}).reset_index()
+    rates = 1 - found.groupby(keys, sort=False)["replicated"].mean().astype(float)
+    return rates.rename("stopped").reset_index()
 
 
 def indices(found: pd.DataFrame) -> pd.DataFrame:
-    """The index of this diagnostic: the share of triggers stopped without the most needed block, less the mean
-    of that share over the other blocks.
+    """The index of this diagnostic: how much more needed the most needed block is than the others.
 
-    1: there is one block that no trigger can do without, and all can do without any other; 0: no block is
-    needed, or all are needed alike. A row per memory and image: memory, image, layer, index.
+    The share of triggers stopped without that block, less the mean of the share over the others. 1: there is
+    one block that no trigger can do without, and all can do without any other. 0: no block is needed, or all
+    alike. A row per memory and image: memory, image, layer, index.
     """
     rows = []
-    for key, part in needed(found).groupby(["memory", "image"], sort=False):
-        stopped = part.set_index("layer")["stopped without"]
-        best = stopped.idxmax()
-        rows.append((*key, best, float(stopped[best] - stopped.drop(best).mean())))
+    for key, part in stopped(found).groupby(["memory", "image"], sort=False):
+        shares = part.set_index("layer")["stopped"]
+        best = shares.idxmax()
+        rows.append((*key, best, float(shares[best] - shares.drop(best).mean())))
     return pd.DataFrame(rows, columns=["memory", "image", "layer", "index"])
 
 
-def _scores(memory: Memory, found: Found, layer: str, how: str) -> list[float]:
-    """Copy scores of the images drawn, one per seed; kept in the run."""
+def needed(found: pd.DataFrame) -> pd.DataFrame:
+    """By image: triggers, the most needed block, and how many of the blocks a trigger cannot do without."""
+    count = (
+        (~found["replicated"]).groupby([found["memory"], found["image"], found["trigger"]], sort=False).sum()
+    )
+    by_image = count.groupby(level=[0, 1], sort=False)
+    most = indices(found).set_index(["memory", "image"])
+    shown = {"triggers": by_image.size(), "blocks needed, of 16": by_image.mean()}
+    names = most["layer"].str.replace(".transformer_blocks.0.attn2", "")
+    return pd.DataFrame({**shown, "most needed": names, "index": most["index"]})
+
+
+def _scores(memory: Memory, found: Sequence[Found], layer: str) -> list[list[float]]:
+    """Copy scores of each trigger's images, one per seed; drawn together, kept in the run."""
     study, drawn = memory.study, sampling(memory.study)
     original = memory.prompts.images(size=study.model.defaults.image_size)
-    decides = {**decided_by(study), "embedding": digest(found.embeds), "layer": layer, "how": how,
-               "guidance_scale": drawn.guidance_scale, "steps": drawn.steps, "original": digest(original),
-               "descriptor": getattr(study.descriptor, "fingerprint", study.descriptor.name),
-               "noise": [noise_seed(study.seed, memory.id, k) for k in range(drawn.seeds)]}  # fmt: skip
+    noise = [noise_seed(study.seed, memory.id, k) for k in range(drawn.seeds)]
+    decides = {**decided_by(study), "embeddings": [digest(f.embeds) for f in found], "layer": layer,
+               "guidance_scale": drawn.guidance_scale, "steps": drawn.steps, "noise": noise,
+               "original": digest(original), "descriptor": study.descriptor.name,
+               "weights": getattr(study.descriptor, "fingerprint", "")}  # fmt: skip
 
     def compute() -> Record:
-        silent = [layer] if how == WITHOUT else [name for name in blocks(memory) if name != layer]
-        embeds = found.embeds.to(study.model.unconditional).repeat(drawn.seeds, 1, 1)
-        with reading(study.model.unet, silent, study.model.unconditional):
+        embeds = ends(found).to(study.model.unconditional).repeat_interleave(drawn.seeds, 0)
+        with reading(study.model.unet, [layer], study.model.unconditional):
             images = study.model.sample(
                 embeds,
-                decides["noise"],
+                noise * len(found),
                 guidance_scale=drawn.guidance_scale,
                 num_inference_steps=drawn.steps,
             )
-        vectors = study.descriptor.embed(images), study.descriptor.embed(original)
-        return Record({"scores": similarity(*vectors)[:, 0].tolist()})
+        scores = similarity(study.descriptor.embed(images), study.descriptor.embed(original))[:, 0]
+        return Record({"scores": scores.view(len(found), -1).tolist()})
 
     return study.store.get("block", decides, compute).values["scores"]
-
-
-def spread_of_need(found: pd.DataFrame) -> pd.DataFrame:
-    """By kind of memory: how many blocks a trigger cannot do without, and how many are enough alone (means)."""
-    per = found.assign(stopped=~found["replicated"]).groupby(
-        ["memory", "image", "trigger", "how"], sort=False
-    )
-    counts = per.agg(stopped=("stopped", "sum"), works=("replicated", "sum")).reset_index()
-    without, alone = (counts[counts["how"] == how].groupby("memory", sort=False) for how in (WITHOUT, ALONE))
-    shown = {"triggers": without.size(), "blocks needed": without["stopped"].mean()}
-    return pd.DataFrame({**shown, "blocks enough alone": alone["works"].mean()})

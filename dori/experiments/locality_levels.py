@@ -8,7 +8,9 @@ An index is 0 where a diagnostic finds nothing in common between the triggers of
   than to those of other images (`locality_activations.meeting`);
 - weights: at the layer where they agree most, where the IoU of what is taken for two triggers lies between
   chance and ceiling (`locality_weights.indices`);
-- transfer: the share of triggers that stop working when what was taken for another one is switched off.
+- transfer: the share of triggers that stop working when what was taken for another one is switched off;
+- one block at a time: how much more needed the most needed block is than the others
+  (`locality_blocks.indices`).
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from dori.experiments.locality_activations import best_layers, meeting
+from dori.experiments.locality_blocks import indices as block_indices
 from dori.experiments.locality_embeddings import bounds, one_way, spread_ratio
 from dori.experiments.locality_sizes import WANDA
 from dori.experiments.locality_weights import agreements, indices, transfer_rates
@@ -25,15 +28,28 @@ from dori.experiments.triggers import trigger_rate
 from dori.metrics.intervals import Estimate, difference_of_few, mean_of_few
 from dori.study import Study
 
-LEVELS = ("embeddings", "activations", "weights (NeMo)", "weights (Wanda)", "transfer (Wanda)")
+LEVELS = (
+    "embeddings",
+    "activations",
+    "weights (NeMo)",
+    "weights (Wanda)",
+    "transfer (Wanda)",
+    "one block at a time",
+)
 
 
 def per_image(
-    memories: Sequence[Memory], met: pd.DataFrame, agreed: pd.DataFrame, moved: pd.DataFrame
+    memories: Sequence[Memory],
+    *,
+    met: pd.DataFrame,
+    agreed: pd.DataFrame,
+    moved: pd.DataFrame,
+    cut: pd.DataFrame,
 ) -> pd.DataFrame:
     """Every index of every image: level, memory, image, index.
 
-    From `locality_activations.meeting`, `locality_weights.all_agreements` and `.transfers` (Wanda).
+    From `locality_activations.meeting` (met), `locality_weights.all_agreements` (agreed) and `.transfers` by
+    Wanda (moved), `locality_blocks.table` (cut).
     """
     rows = [("embeddings", m.kind, m.id, v) for m in memories for v in one_way([m])]
     rows += [("activations", *key, v) for key, v in best_layers(met)["index"].items()]
@@ -45,6 +61,8 @@ def per_image(
     stopped = transfer_rates(moved)
     for row in stopped.itertuples():
         rows.append(("transfer (Wanda)", row.memory, row.image, 1 - row[6]))
+    kept = block_indices(cut)[["memory", "image", "index"]].itertuples(index=False)
+    rows += [("one block at a time", *row) for row in kept]
     return pd.DataFrame(rows, columns=["level", "memory", "image", "index"])
 
 
@@ -66,8 +84,8 @@ def gap(table: pd.DataFrame, level: str) -> Estimate:
 
 
 def gaps(table: pd.DataFrame) -> dict[str, Estimate]:
-    """The five gaps by the names that expected.yml has for them."""
-    names = ("embeddings", "activations", "nemo", "wanda", "transfer")
+    """The gaps by the names that expected.yml has for them."""
+    names = ("embeddings", "activations", "nemo", "wanda", "transfer", "blocks")
     return {f"planted_gap_{name}": gap(table, level) for name, level in zip(names, LEVELS, strict=True)}
 
 
@@ -92,7 +110,8 @@ def sighted(found: dict[str, Estimate], least: float = 0.2) -> str:
 
 def indices_reported(table: pd.DataFrame) -> dict[str, Estimate]:
     """Headlines: the indices of the ordinary memories."""
-    names = ("embeddings_index", "activations_index", "nemo_index", "wanda_index", "transfer_index")
+    known = ("embeddings", "activations", "nemo", "wanda", "transfer", "blocks")
+    names = [f"{name}_index" for name in known]
     return {name: index(table, level) for name, level in zip(names, LEVELS, strict=True)}
 
 

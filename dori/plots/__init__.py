@@ -4,7 +4,7 @@ Every function takes a tidy table and returns a Figure; none shows or saves it. 
 By kind of figure: images, rates, scores, pruning, quality, locality, agreement; what they share is in style.
 """
 
-from dori.plots.agreement import agreement_profile, dose_profile, levels, transfer_matrices
+from dori.plots.agreement import agreement_profile, block_need, dose_profile, levels, transfer_matrices
 from dori.plots.images import comparison_grid, image_grid, image_rows
 from dori.plots.locality import (
     distance_distributions,
@@ -23,6 +23,7 @@ from dori.plots.style import colour
 __all__ = [
     "agreement_profile",
     "attribute_bars",
+    "block_need",
     "budget_curves",
     "colour",
     "comparison_grid",

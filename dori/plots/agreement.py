@@ -76,6 +76,34 @@ def transfer_matrices(table: pd.DataFrame) -> Figure:
 
 
 @house_style
+def block_need(table: pd.DataFrame) -> Figure:
+    """Share of triggers that stop when one block does not read them: a mark per image, bars are means.
+
+    `table` has a row per memory, image and layer: memory, image, layer (in network order), stopped (0..1). A
+    panel per memory.
+    """
+    memories = list(dict.fromkeys(table["memory"]))
+    figure, axes = plt.subplots(len(memories), 1, figsize=(WIDTH, 2.5 * len(memories)), squeeze=False)
+    for axis, memory in zip(axes[:, 0], memories, strict=True):
+        part = table[table["memory"] == memory]
+        layers, images = (list(dict.fromkeys(part[column])) for column in ("layer", "image"))
+        means = part.groupby("layer", sort=False)["stopped"].mean().reindex(layers)
+        axis.bar(range(len(layers)), means, color=colour(memory), alpha=0.35)
+        for k, image in enumerate(images):
+            rows = part[part["image"] == image].set_index("layer")["stopped"].reindex(layers)
+            x = np.arange(len(layers)) + 0.18 * (k - (len(images) - 1) / 2)
+            axis.plot(x, rows, linestyle="none", marker="osD^vP"[k % 6], markersize=4.5, color=colour(memory),
+                      label=image, clip_on=False)  # fmt: skip
+        axis.set_title(memory, loc="left")
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8, borderaxespad=0.1)
+        axis.set(ylabel="triggers stopped (share)", ylim=(0, 1.02))
+        layer_axis(axis, layers)
+    axes[-1, 0].set_xlabel("block (block.attention) that reads the empty prompt")
+    figure.tight_layout()
+    return figure
+
+
+@house_style
 def dose_profile(table: pd.DataFrame) -> Figure:
     """Each diagnostic against the copies of an image in the training set, with 95 % intervals and n.
 
