@@ -311,6 +311,20 @@ levels.gap_table(gaps).round(2)
 Markdown(levels.sighted(gaps))
 
 # %% [markdown]
+# ### Does a level point at the right block?
+#
+# An index reduces a profile over the layers to one number, and may lose what the profile shows. A softer question, asked after the indices had been seen: at
+# which block does a planted memory exceed the ordinary ones most, and is it the block that it was planted in? Blind guessing would be right once in as
+# many times as there are blocks.
+
+# %%
+pointed = levels.pointed(met, agreed, cut) if planted else None
+pointed.groupby("level", sort=False)["right"].agg(["sum", "size"]) if planted else Markdown("–")
+
+# %% tags=["hide-input"]
+pointed.set_index(["level", "image"]) if planted else Markdown("–")
+
+# %% [markdown]
 # ## What copies do
 #
 # The testbed knows how often each image was in the training set. Does a memory spread out as copies add up?

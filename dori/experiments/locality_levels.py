@@ -20,11 +20,14 @@ import pandas as pd
 
 from dori.experiments.locality_activations import best_layers, meeting
 from dori.experiments.locality_blocks import indices as block_indices
+from dori.experiments.locality_blocks import stopped
 from dori.experiments.locality_embeddings import bounds, one_way, spread_ratio
 from dori.experiments.locality_sizes import WANDA
 from dori.experiments.locality_weights import agreements, indices, transfer_rates
 from dori.experiments.memories import ORDINARY, PLANTED, Memory, searched, sizes
+from dori.experiments.selections import named
 from dori.experiments.triggers import trigger_rate
+from dori.locality.weights import ALL
 from dori.metrics.intervals import Estimate, difference_of_few, mean_of_few
 from dori.study import Study
 
@@ -132,6 +135,37 @@ def _words(figure: Estimate) -> str:
 
 def _values(table: pd.DataFrame, level: str, memory: str) -> np.ndarray:
     return table.loc[(table["level"] == level) & (table["memory"] == memory), "index"].to_numpy(float)
+
+
+def pointed(met: pd.DataFrame, agreed: pd.DataFrame, cut: pd.DataFrame) -> pd.DataFrame:
+    """Does a level point at the block where a memory was planted?
+
+    Each level has a profile over the blocks: how near triggers lie (inputs of the feed-forward layers, as in
+    `meeting`), IoU, share of triggers stopped. The block pointed at is the one at which the planted memory
+    exceeds the mean of the ordinary ones most. A row per level and planted image: pointed at, planted in,
+    right. Blind guessing is right once in as many times as there are blocks.
+    """
+    from dori.testbed.planted import known_units
+
+    pairs = agreed[(agreed["between"] == "triggers") & (agreed["layer"] != ALL)]
+    profiles = {
+        "activations": met[met["kind"] == "feed-forward"].rename(columns={"index": "value"}),
+        "weights (NeMo)": pairs[pairs["method"] == "NeMo"].rename(columns={"iou": "value"}),
+        "weights (Wanda)": pairs[pairs["setting"] == named(WANDA)["setting"]].rename(
+            columns={"iou": "value"}
+        ),
+        "one block at a time": stopped(cut).rename(columns={"stopped": "value"}),
+    }
+    rows = []
+    for level, table in profiles.items():
+        table = table.assign(block=table["layer"].str.split(".transformer_blocks").str[0])
+        found = table.groupby(["memory", "image", "block"], sort=False)["value"].mean()
+        usual = found[ORDINARY].groupby(level="block").mean()
+        for image, profile in found.get(PLANTED, pd.Series(dtype=float)).groupby(level="image", sort=False):
+            best = (profile.droplevel("image") - usual).idxmax()
+            block = next(iter(known_units(image)[0])).split(".transformer_blocks")[0]
+            rows.append((level, image, best, block, best == block))
+    return pd.DataFrame(rows, columns=["level", "image", "pointed at", "planted in", "right"])
 
 
 def dose(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
