@@ -74,10 +74,10 @@ def trigger_picker(
     """
     if sum(map(len, cards.values())) < 2:
         return ipywidgets.HTML("Fewer than two triggers were found: there is nothing to choose from.")
-    frames = {
-        i: {k: trigger_card(c, title=f"{i}, from {k}", threshold=threshold, limits=limits) for k, c in some.items()}
-        for i, some in cards.items()
-    }  # fmt: skip
+    def frame(image: str, name: str, card: Mapping) -> Figure:
+        return trigger_card(card, title=f"{image}, from {name}", threshold=threshold, limits=limits)
+
+    frames = {i: {k: frame(i, k, card) for k, card in some.items()} for i, some in cards.items()}
     alts = {i: {k: card["alt"] for k, card in some.items()} for i, some in cards.items()}
     caption = "One trigger: training image, what it paints, what it does inside the network."
     return nested_figure(frames, descriptions=("image", "trigger found from"), alts=alts, caption=caption)

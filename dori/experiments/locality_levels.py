@@ -23,7 +23,9 @@ from dori.experiments.locality_blocks import indices as block_indices
 from dori.experiments.locality_blocks import stopped
 from dori.experiments.locality_embeddings import bounds, one_way, spread_ratio
 from dori.experiments.locality_sizes import WANDA
-from dori.experiments.locality_weights import agreements, indices, transfer_rates
+from dori.experiments.locality_transfer import SAME
+from dori.experiments.locality_transfer import rates as transfer_rates
+from dori.experiments.locality_weights import agreements, indices
 from dori.experiments.memories import ORDINARY, PLANTED, Memory, searched, sizes
 from dori.experiments.selections import named
 from dori.experiments.triggers import trigger_rate
@@ -51,8 +53,8 @@ def per_image(
 ) -> pd.DataFrame:
     """Every index of every image: level, memory, image, index.
 
-    From `locality_activations.meeting` (met), `locality_weights.all_agreements` (agreed) and `.transfers` by
-    Wanda (moved), `locality_blocks.table` (cut).
+    From `locality_activations.meeting` (met), `locality_weights.all_agreements` (agreed),
+    `locality_transfer.transfers` (moved), `locality_blocks.table` (cut).
     """
     rows = [("embeddings", m.kind, m.id, v) for m in memories for v in one_way([m])]
     rows += [("activations", *key, v) for key, v in best_layers(met)["index"].items()]
@@ -61,9 +63,8 @@ def per_image(
     for method, part in placed.groupby("method", sort=False):
         kept = part[["memory", "image", "index"]].itertuples(index=False)
         rows += [(f"weights ({method})", *row) for row in kept]
-    stopped = transfer_rates(moved)
-    for row in stopped.itertuples():
-        rows.append(("transfer (Wanda)", row.memory, row.image, 1 - row[6]))
+    for row in transfer_rates(moved).to_dict("records"):
+        rows.append(("transfer (Wanda)", row["memory"], row["image"], 1 - row[SAME]))
     kept = block_indices(cut)[["memory", "image", "index"]].itertuples(index=False)
     rows += [("one block at a time", *row) for row in kept]
     return pd.DataFrame(rows, columns=["level", "memory", "image", "index"])

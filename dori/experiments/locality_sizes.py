@@ -8,6 +8,7 @@ from dori.mitigation.wanda import Wanda
 # Wanda as chapter 2 chose it on the validation half. NeMo with the up blocks, where a memory may be planted.
 WANDA = Wanda(0.15, conditional_only=True)
 PUBLISHED = Wanda(0.01)  # the paper's, for comparison
+MILDER = (Wanda(0.01, conditional_only=True), Wanda(0.05, conditional_only=True))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ SIZES = {
         prompts=32,
         pairs=4,
         fractions=(0.0, 0.25, 0.5, 0.75, 1.0),
-        compared=4,
+        compared=3,
         nemo_compared=3,
         blocked=3,
         nemo=Nemo(seeds=2, up=True),

@@ -13,9 +13,9 @@ import pandas as pd
 from dori import locality
 from dori.drawing import decided_by, digest
 from dori.experiments.locality_sizes import PUBLISHED, WANDA
-from dori.experiments.memories import Memory, redrawn, sampling, sizes
+from dori.experiments.memories import Memory, redrawn, sizes
 from dori.experiments.selections import Setting, named, select_units
-from dori.experiments.triggers import Found, score_found
+from dori.experiments.triggers import Found
 from dori.locality.weights import ALL
 from dori.metrics.intervals import Estimate, mean_of_few
 from dori.mitigation.nemo import Nemo
@@ -24,7 +24,6 @@ from dori.mitigation.wanda import Wanda
 from dori.store import Record
 from dori.study import Study
 
-PROMPT = "prompt"  # the row's own prompt among the triggers
 NOISE, DRAWS = "same trigger, other noise", "same start, other draws"
 
 
@@ -134,71 +133,6 @@ def mean_iou(table: pd.DataFrame, label: str, kind: str) -> Estimate:
     part = table[(table["setting"] == label) & (table["memory"] == kind) & (table["between"] == "triggers")]
     part = part[part["layer"] != ALL]
     return mean_of_few(part.groupby("image")["iou"].mean())
-
-
-def transfer(memory: Memory, setting: Setting) -> pd.DataFrame:
-    """Switch off what was taken for trigger a, draw from trigger b: does the image come back?
-
-    A row per pair and seed: memory, image, method, setting, a, b, seed, score, replicated. The row's own
-    prompt is among the triggers.
-    """
-    study, found = memory.study, [_prompt(memory), *compared(memory, setting)]
-    taken, parts = units_of(study, found, setting), []
-    for a, off in taken.items():
-        units = {b.name: off for b in found}
-        scored = score_found(study, memory.prompts, found, units=units, sampling=sampling(study))
-        parts.append(scored.assign(a=a))
-    table = pd.concat(parts, ignore_index=True).rename(columns={"trigger": "b"})
-    return table.assign(memory=memory.kind, image=memory.id, **named(setting))
-
-
-def _prompt(memory: Memory) -> Found:
-    y = memory.study.model.encode_prompts(memory.prompts.prompts())[0]
-    return Found(PROMPT, memory.id, "prompt", 0, 0, y, y)
-
-
-def transfers(memories: Sequence[Memory], setting: Setting) -> pd.DataFrame:
-    """`transfer` of every memory, as rates: a row per memory, image, a and b, with rate 0 or 1 (any seed)."""
-    table = pd.concat([transfer(m, setting) for m in memories], ignore_index=True)
-    keys = ["memory", "image", "method", "setting", "a", "b"]
-    found = table.groupby(keys, sort=False)["replicated"].any().astype(float).rename("rate").reset_index()
-    return found.assign(a=found["a"].map(_short), b=found["b"].map(_short))
-
-
-def _short(name: str) -> str:
-    """A search's number is enough inside one image."""
-    return name if name == PROMPT else name.split()[-1]
-
-
-def transfer_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Per image: rate under the pruning made for the same trigger, under that for another trigger, and the
-    prompt's under its own. Triggers alone, but for the last."""
-    rows = []
-    for key, part in table.groupby(["method", "setting", "memory", "image"], sort=False):
-        inside = part[(part["a"] != PROMPT) & (part["b"] != PROMPT)]
-        same = inside["a"] == inside["b"]
-        own = part[(part["a"] == PROMPT) & (part["b"] == PROMPT)]
-        rows.append(
-            (*key, inside.loc[same, "rate"].mean(), inside.loc[~same, "rate"].mean(), own["rate"].mean())
-        )
-    columns = [
-        "method",
-        "setting",
-        "memory",
-        "image",
-        "own pruning",
-        "another's pruning",
-        "prompt under its own",
-    ]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def transfer_headlines(rates: pd.DataFrame) -> dict[str, Estimate]:
-    """Of `transfer_rates`, the ordinary memories: what returns under a pruning made for another trigger, and
-    under the one made for it."""
-    part = rates[rates["memory"] == "ordinary"]
-    columns = {"mr_transfer_wanda": "another's pruning", "mr_own_wanda": "own pruning"}
-    return {name: mean_of_few(part[column]) for name, column in columns.items()}
 
 
 def label(setting: Setting) -> str:
