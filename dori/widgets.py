@@ -74,6 +74,7 @@ def trigger_picker(
     """
     if sum(map(len, cards.values())) < 2:
         return ipywidgets.HTML("Fewer than two triggers were found: there is nothing to choose from.")
+
     def frame(image: str, name: str, card: Mapping) -> Figure:
         return trigger_card(card, title=f"{image}, from {name}", threshold=threshold, limits=limits)
 

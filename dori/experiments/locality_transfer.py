@@ -99,8 +99,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of triggers that still return their image, per memory and image, in a column for each of OWN, SAME
-    and OTHER that the pruning was made for."""
+    """Share of triggers that still return their image, per memory and image.
+
+    A column for each of OWN, SAME and OTHER that the pruning was made for.
+    """
     triggers = table[(table["b"] != PROMPT) & (table["made_for"] != BY_PROMPT)]
     found = triggers.pivot_table("rate", ["memory", "image"], "made_for", "mean", sort=False)
     return found.reindex(columns=[OWN, SAME, OTHER]).reset_index()
