@@ -28,7 +28,8 @@
 # - searches from different starts end near each other, or all walk the same way;
 # - inside the network, triggers of one image agree at some layer where different images do not;
 # - the units taken for one trigger are those taken for another, up to the noise of the method;
-# - switching off what was taken for one trigger stops the others.
+# - switching off what was taken for one trigger stops the others, and not those of other images;
+# - the image cannot do without some one block of the network.
 #
 # And two things would make the whole test worthless. Random starts lie far apart *to begin with*, so that ends which lie far apart may say nothing.
 # And a test that calls everything "not local" measures nothing. So there is a control that can prove the diagnostics wrong: memories that *are*
@@ -355,6 +356,22 @@ plots.first_card(shown, threshold=study.descriptor.threshold, limits=cards.limit
 # %% tags=["hide-input"]
 claims_table("03", study.headlines).set_index("claim")
 
+# %% [markdown]
+# A verdict of *replicates* on the paper's own diagnostics says that this model behaves as Stable Diffusion does in the paper. Whether the behaviour means
+# what it is taken to mean is what the rows of the planted memories decide. Three things follow from how this was measured, whatever the verdicts.
+#
+# 1. **A diagnostic has to be tried on something that it should find.** Distances between triggers, between activations, between sets of units are easily
+#    computed, and each has a story ready for whatever comes out. Only on memories whose place is known can one see if the story is true. Where a level is blind,
+#    its figure for ordinary memories says nothing of where they are.
+# 2. **Spread is not the same as being nowhere in particular.** An embedding has many more numbers than one block needs to be addressed. The rest is free, and a
+#    search leaves it wherever it began. So triggers of a local memory can lie anywhere, too.
+# 3. **Taking away tells more than comparing.** That triggers agree in some layer may come from the image that they all lead to. That the image needs
+#    a layer is seen when the layer is silenced.
+#
+# And the limits. There are few images here and fewer planted ones, all in one block; intervals over images are wide, and where all images agree there is none. A planted memory is *more*
+# local than anything training is likely to make. Between one block and no place lies much that this control does not calibrate. And a block that is not
+# needed alone may be needed together with another one.
+
 # %% tags=["hide-input"]
 study.finish()
 Markdown(levels.conclusion(table))
@@ -365,11 +382,12 @@ Markdown(levels.conclusion(table))
 # 1. A search from random numbers moves every coordinate by at most the number of steps times the learning rate. Compute the largest share of the distance
 #    between two starts that it can go at all. How does {numref}`fig-distances` change with a hundred times as many steps?
 # 2. Shrink the starts: begin from $0.1 \cdot N(0, I)$. Which of the paper's embedding-level findings survive?
-# 3. Plant a memory in two blocks at once (`dori testbed plant` and `dori.testbed.planting` show how one block is done). At which number of blocks do the
+# 3. {numref}`fig-blocks` silences one block at a time. Silence two, or all of a resolution (`dori.hooks.reading`). How many have to go before an ordinary image does?
+# 4. Plant a memory in two blocks at once (`dori testbed plant` and `dori.testbed.planting` show how one block is done). At which number of blocks do the
 #    diagnostics stop calling it local?
-# 4. The ceiling of the weight level asks about one trigger twice. A stricter one takes two searches from one start with different draws; the table has
+# 5. The ceiling of the weight level asks about one trigger twice. A stricter one takes two searches from one start with different draws; the table has
 #    it as *same start, other draws*. Which of the two is the better measure of what "the same trigger" means?
-# 5. What would a method look like that finds the door of a planted memory from a single trigger, and what does it find for an ordinary memory?
+# 6. What would a method look like that finds the door of a planted memory from a single trigger, and what does it find for an ordinary memory?
 #
 # ## What's next
 #
