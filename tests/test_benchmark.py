@@ -29,6 +29,16 @@ def test_images_come_as_tensors_in_the_order_asked(benchmark_csv):
     assert bench.images(size=8).shape == (6, 3, 8, 8)
 
 
+def test_rows_are_taken_by_id_in_the_order_asked(benchmark_csv):
+    bench = load_benchmark(benchmark_csv)
+    some = bench.only(["i4", "i1"])
+    assert some.ids == ["i4", "i1"]
+    assert some.prompts() == bench.prompts(["i4", "i1"])
+    assert len(bench.only([])) == 0
+    with pytest.raises(DoriError, match=r"benchmark\.csv has no row 'i9'"):
+        bench.only(["i1", "i9"])
+
+
 def test_three_columns_are_enough(tmp_path):
     bench = load_benchmark(write_benchmark(tmp_path, rows()))
     assert bench.table["kind"].tolist() == ["verbatim"] * 2

@@ -8,6 +8,7 @@ import torch
 
 from dori.errors import DoriError
 from dori.locality import distances as d
+from dori.locality import maps
 
 TRIANGLE = torch.tensor([[0.0, 0], [3, 4], [6, 8]])  # 5 apart, 5 apart, 10 apart
 
@@ -66,6 +67,39 @@ def test_two_vectors_have_a_distance_and_no_interval():
     assert math.isnan(d.spread(np.zeros((1, 1))).value)
 
 
+def test_a_spread_of_several_images_takes_pairs_inside_each_and_counts_images():
+    images = [1 - np.eye(2), 4 * (1 - np.eye(3))]  # one pair of 1, three of 4
+    found = d.spread(images, np.mean)
+    assert (found.value, found.n) == (13 / 4, 2)
+    assert d.spread(images).value == 4  # the median of 1, 4, 4, 4
+
+
+def test_the_interval_of_several_images_draws_images():
+    """Inside an image all distances are equal: only the draw of images can vary."""
+    found = d.spread([1 - np.eye(4), 3 * (1 - np.eye(4))], np.mean)
+    assert (found.value, found.low, found.high) == (2, 1, 3)
+
+
+def test_a_list_of_one_matrix_is_that_matrix():
+    matrix = d.pairwise(gaussians(6, 3))
+    assert d.spread([matrix], resamples=50) == d.spread(matrix, resamples=50)
+    assert d.spread([matrix], resamples=50).n == 6
+
+
+def test_a_spread_across_takes_pairs_of_different_label_alone():
+    matrix = np.array([[0, 1, 6, 8], [1, 0, 6, 8], [6, 6, 0, 3], [8, 8, 3, 0]])
+    found = d.spread_across(matrix, list("aabb"))
+    assert (found.value, found.n) == (7, 4)
+    assert (found.low, found.high) == (6, 8)  # the b of 6 twice, or the b of 8
+    assert d.spread_across(matrix, list("aabb"), np.max).value == 8
+
+
+def test_a_spread_across_needs_two_labels_and_one_for_each():
+    assert math.isnan(d.spread_across(1 - np.eye(3), "aaa").value)
+    with pytest.raises(DoriError, match="2 labels for 3"):
+        d.spread_across(1 - np.eye(3), "ab")
+
+
 def test_a_ratio_of_spreads():
     found = d.spread_ratio(2 * (1 - np.eye(4)), torch.ones(6, 6) - torch.eye(6))
     assert found == (2, 2, 2, 4)
@@ -121,7 +155,7 @@ def test_moves_that_agree_and_moves_that_do_not():
     assert d.displacement_agreement(torch.zeros(3, 2), moves).value == pytest.approx(-1)
 
 
-@pytest.mark.parametrize("path", [d.straight_path, d.spherical_path])
+@pytest.mark.parametrize("path", [maps.straight_path, maps.spherical_path])
 def test_paths_begin_and_end_at_their_ends(path):
     a, b = gaussians(2, 5, 3)
     found = path(a, b, [0, 0.3, 1])
@@ -131,48 +165,48 @@ def test_paths_begin_and_end_at_their_ends(path):
 
 def test_the_middle_of_a_quarter_turn():
     a, b = torch.tensor([[2.0, 0]]), torch.tensor([[0, 4.0]])
-    assert d.straight_path(a, b, [0.5]).tolist() == [[[1, 2]]]
-    torch.testing.assert_close(d.spherical_path(a, b, [0.5])[0], torch.full((1, 2), 3 * math.sqrt(0.5)))
+    assert maps.straight_path(a, b, [0.5]).tolist() == [[[1, 2]]]
+    torch.testing.assert_close(maps.spherical_path(a, b, [0.5])[0], torch.full((1, 2), 3 * math.sqrt(0.5)))
 
 
 @pytest.mark.parametrize("factor", [3.0, -1.0, 0.0])
 def test_without_a_great_circle_the_path_is_straight(factor):
     a = gaussians(2, 4)
     f = [0, 0.25, 1]
-    assert torch.equal(d.spherical_path(a, factor * a, f), d.straight_path(a, factor * a, f))
+    assert torch.equal(maps.spherical_path(a, factor * a, f), maps.straight_path(a, factor * a, f))
 
 
 def test_a_map_by_pca_keeps_a_plane_as_it_is():
     flat, turned = gaussians(10, 2), torch.linalg.qr(gaussians(60, 2, seed=1)).Q.T
-    found = torch.tensor(d.plane(flat @ turned))
+    found = torch.tensor(maps.plane(flat @ turned))
     np.testing.assert_allclose(d.pairs(d.pairwise(found)), d.pairs(d.pairwise(flat)), rtol=1e-4)
-    assert d.plane_shares(flat @ turned).sum() == pytest.approx(1)
+    assert maps.plane_shares(flat @ turned).sum() == pytest.approx(1)
 
 
 def test_a_map_by_tsne_keeps_far_clusters_apart_and_repeats_itself():
     vectors, labels = gaussians(24, 4, 30), [0] * 12 + [1] * 12
     vectors[12:] += 20
-    found = d.plane(vectors, "t-SNE")
+    found = maps.plane(vectors, "t-SNE")
     assert found.shape == (24, 2)
-    assert d.silhouette(torch.tensor(found), labels) > 0.5
-    np.testing.assert_array_equal(found, d.plane(vectors, "t-SNE"))
+    assert maps.silhouette(torch.tensor(found), labels) > 0.5
+    np.testing.assert_array_equal(found, maps.plane(vectors, "t-SNE"))
 
 
-@pytest.mark.parametrize("method", d.PLANES)
+@pytest.mark.parametrize("method", maps.PLANES)
 def test_four_vectors_make_a_map_and_three_do_not(method):
-    assert d.plane(gaussians(4, 9), method).shape == (4, 2)
+    assert maps.plane(gaussians(4, 9), method).shape == (4, 2)
     with pytest.raises(DoriError, match="4 or more"):
-        d.plane(gaussians(3, 9), method)
+        maps.plane(gaussians(3, 9), method)
 
 
 def test_a_map_of_another_name_is_refused():
     with pytest.raises(DoriError, match="'UMAP'"):
-        d.plane(gaussians(5, 9), "UMAP")
+        maps.plane(gaussians(5, 9), "UMAP")
 
 
 def test_the_silhouette_of_four_points_by_hand():
     """Pairs (0, 1) and (10, 11): own distance 1, other 10.5 or 9.5."""
     points = torch.tensor([[0.0], [1], [10], [11]])
-    assert d.silhouette(points, "aabb") == pytest.approx(1 - (1 / 10.5 + 1 / 9.5) / 2)
+    assert maps.silhouette(points, "aabb") == pytest.approx(1 - (1 / 10.5 + 1 / 9.5) / 2)
     with pytest.raises(DoriError, match="2 to 3 labels"):
-        d.silhouette(points, "aaaa")
+        maps.silhouette(points, "aaaa")

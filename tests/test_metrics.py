@@ -15,7 +15,14 @@ from dori.metrics.fidelity import (
     kernel_distance,
     nearest_neighbours,
 )
-from dori.metrics.intervals import bootstrap, jackknife, median_mad, wilson
+from dori.metrics.intervals import (
+    bootstrap,
+    difference_of_few,
+    jackknife,
+    mean_of_few,
+    median_mad,
+    wilson,
+)
 from dori.metrics.replication import (
     best_scores,
     first_above,
@@ -210,3 +217,29 @@ def test_spread_of_an_empty_table_is_empty():
 def test_tables_are_tidy():
     assert isinstance(replication_table({}, 0.7), pd.DataFrame)
     assert list(replication_table({}, 0.7)) == ["id", "seed", "score", "replicated"]
+
+
+def test_the_mean_of_a_few_has_students_interval():
+    """1, 2, 3: standard error 1 / sqrt(3), t of 2 degrees of freedom 4.303."""
+    half = 4.302653 / np.sqrt(3)
+    assert mean_of_few([1, 2, 3]) == pytest.approx((2, 2 - half, 2 + half, 3))
+    assert mean_of_few([1, np.nan, 2, 3]) == mean_of_few([1, 2, 3])
+
+
+@pytest.mark.parametrize(("values", "mean", "n"), [([5], 5, 1), ([4, 4, 4], 4, 3), ([], np.nan, 0)])
+def test_items_that_say_nothing_of_their_spread_give_no_interval(values, mean, n):
+    found = mean_of_few(values)
+    assert found == pytest.approx((mean, np.nan, np.nan, n), nan_ok=True)
+
+
+def test_the_difference_of_a_few_has_welchs_interval():
+    """Both of variance 1: standard error sqrt(2 / 3), t of 4 degrees of freedom 2.776."""
+    half = 2.776445 * np.sqrt(2 / 3)
+    found = difference_of_few([11, 12, 13, np.nan], [1, 2, 3])
+    assert found == pytest.approx((10, 10 - half, 10 + half, 3))
+
+
+def test_a_difference_of_single_items_or_of_equal_ones_has_no_interval():
+    assert difference_of_few([5], [1, 2, 3]) == pytest.approx((3, np.nan, np.nan, 1), nan_ok=True)
+    assert difference_of_few([5, 5], [1, 1, 1]) == pytest.approx((4, np.nan, np.nan, 2), nan_ok=True)
+    assert difference_of_few([], [1, 2]) == pytest.approx((np.nan, np.nan, np.nan, 0), nan_ok=True)

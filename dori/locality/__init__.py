@@ -8,16 +8,12 @@ from dori.locality.distances import (
     displacement_share,
     pairs,
     pairwise,
-    plane,
-    plane_shares,
-    silhouette,
-    spherical_path,
     spread,
     spread_across,
     spread_ratio,
-    straight_path,
     within_over_between,
 )
+from dori.locality.maps import plane, plane_shares, silhouette, spherical_path, straight_path
 from dori.locality.weights import agreement, agreement_estimate, chance_iou, layer_iou, placed
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""How far apart do vectors lie: spreads with intervals, shares of a start's spread, paths and maps.
+"""How far apart do vectors lie: spreads with intervals, shares of a start's spread.
 
 Pairs of n vectors are not independent: every interval here is a 95 % percentile bootstrap over the vectors,
 in which a vector drawn twice makes no pair with its own copy. Source of the questions: arXiv 2507.16880,
-section 3 (locality of memorization); ratios to what was there at the start, intervals and paths are ours.
+section 3 (locality of memorization); ratios to what was there at the start and intervals are ours.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,16 +10,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from dori.errors import DoriError
 from dori.metrics.intervals import Estimate
 
 METRICS = ("L2", "cosine")
-PLANES = ("PCA", "t-SNE")
 Statistic = Callable[[np.ndarray], float]
 Matrix = Tensor | np.ndarray  # (n, n), symmetric
 NAN = float("nan")
@@ -37,7 +33,7 @@ def between(a: Tensor, b: Tensor, metric: str = "L2") -> Tensor:
     """Distances from each of a (n, …) to each of b (m, …): (n, m) in float64. Raises DoriError."""
     if metric not in METRICS:
         raise DoriError(f"distance '{metric}': use {' or '.join(METRICS)}")
-    a, b = _flat(a), _flat(b)
+    a, b = flat(a), flat(b)
     # without the shortcut through a matrix product, which turns 0 into the root of a rounding error
     exact = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
     if metric == "L2":
@@ -85,7 +81,7 @@ def spread_across(
 
     Raises DoriError for a wrong number of labels.
     """
-    matrix, codes = np.asarray(matrix), _codes(labels, len(matrix))
+    matrix, codes = np.asarray(matrix), codes_of(labels, len(matrix))
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
 
     def of(drawn: np.ndarray) -> float:
@@ -140,7 +136,7 @@ def within_over_between(
     Below 1: vectors of one label lie nearer to each other than to others. The bootstrap draws vectors inside
     each label. NaN where there are no pairs of either sort. Raises DoriError for a wrong number of labels.
     """
-    matrix, codes = np.asarray(matrix), _codes(labels, len(matrix))
+    matrix, codes = np.asarray(matrix), codes_of(labels, len(matrix))
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
 
     def ratio(drawn: np.ndarray) -> float:
@@ -184,63 +180,7 @@ def displacement_agreement(starts: Tensor, ends: Tensor, *, resamples: int = 100
     return spread(cosines, _nanmean, resamples=resamples, seed=seed)
 
 
-def straight_path(a: Tensor, b: Tensor, fractions: Sequence[float]) -> Tensor:
-    """(1 - f) a + f b at each of k fractions f, for a and b (T, D): (k, T, D)."""
-    f = _fractions(fractions, a)
-    return ((1 - f) * a.double() + f * b.double()).to(a.dtype)
-
-
-def spherical_path(a: Tensor, b: Tensor, fractions: Sequence[float]) -> Tensor:
-    """The direction turned from a's to b's along the great circle, the norm changed linearly: (k, T, D).
-
-    Slerp of the flattened vectors (Shoemake 1985). Between random vectors the straight path passes through
-    norms that no random vector has, this one does not. Where the directions are parallel or opposite, no
-    great circle is singled out: the straight path.
-    """
-    f, norms = _fractions(fractions, a), [x.double().norm() for x in (a, b)]
-    u, v = (x.double() / norm for x, norm in zip((a, b), norms, strict=True))
-    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # exact for small angles, unlike arccos
-    if not angle.sin().abs() > 1e-6:  # NaN, for a vector of zeros, too
-        return straight_path(a, b, fractions)
-    direction = (((1 - f) * angle).sin() * u + (f * angle).sin() * v) / angle.sin()
-    return (((1 - f) * norms[0] + f * norms[1]) * direction).to(a.dtype)
-
-
-def plane(vectors: Tensor, method: str = "PCA", *, seed: int = 0) -> np.ndarray:
-    """A map of n vectors (n, …), flattened: (n, 2).
-
-    "PCA" is a projection and cannot make clusters; "t-SNE" (van der Maaten and Hinton 2008) can: after PCA to
-    50 dimensions, perplexity 30 or what n allows. Raises DoriError for fewer than 4 vectors.
-    """
-    found, n = _flat(vectors).numpy(), len(vectors)
-    if method not in PLANES:
-        raise DoriError(f"map '{method}': use {' or '.join(PLANES)}")
-    _enough(n)
-    if method == "PCA":
-        return PCA(2, svd_solver="full").fit_transform(found)
-    small = PCA(min(50, *found.shape), svd_solver="full").fit_transform(found)
-    tsne = TSNE(2, perplexity=min(30, (n - 1) / 3), init="pca", random_state=seed)
-    return tsne.fit_transform(small).astype(float)
-
-
-def plane_shares(vectors: Tensor) -> np.ndarray:
-    """Share of the variance of (n, …) on each axis of `plane(vectors, "PCA")`: (2,). Raises DoriError."""
-    _enough(len(vectors))
-    return PCA(2, svd_solver="full").fit(_flat(vectors).numpy()).explained_variance_ratio_
-
-
-def silhouette(vectors: Tensor, labels: Sequence) -> float:
-    """Mean silhouette (Rousseeuw 1987) by L2 of (n, …): 1 separate clusters, 0 none, below 0 mixed up.
-
-    Raises DoriError where there is a single label, or as many labels as vectors.
-    """
-    codes = _codes(labels, len(vectors))
-    if not 1 < len(set(codes.tolist())) < len(codes):
-        raise DoriError(f"a silhouette of {len(codes)} vectors needs 2 to {len(codes) - 1} labels")
-    return float(silhouette_score(_flat(vectors).numpy(), codes))
-
-
-def _flat(vectors: Tensor) -> Tensor:
+def flat(vectors: Tensor) -> Tensor:
     """(n, …) as (n, numbers) in float64 on the CPU."""
     return vectors.detach().cpu().double().flatten(1)
 
@@ -248,20 +188,10 @@ def _flat(vectors: Tensor) -> Tensor:
 def _moves(starts: Tensor, ends: Tensor) -> Tensor:
     if starts.shape != ends.shape:
         raise DoriError(f"{tuple(starts.shape)} starts for {tuple(ends.shape)} ends: give one each")
-    return _flat(ends) - _flat(starts)
+    return flat(ends) - flat(starts)
 
 
-def _fractions(fractions: Sequence[float], like: Tensor) -> Tensor:
-    """(k, 1, …) to broadcast over a vector."""
-    return torch.as_tensor(fractions, dtype=torch.float64, device=like.device).view(-1, *[1] * like.ndim)
-
-
-def _enough(n: int) -> None:
-    if n < 4:
-        raise DoriError(f"a map of {n} vectors says nothing: use 4 or more")
-
-
-def _codes(labels: Sequence, n: int) -> np.ndarray:
+def codes_of(labels: Sequence, n: int) -> np.ndarray:
     """Labels as 0, 1, …"""
     if len(labels) != n or not n:
         raise DoriError(f"{len(labels)} labels for {n} vectors: give one each")
