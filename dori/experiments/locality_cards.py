@@ -36,7 +36,7 @@ def limits(found: dict[str, dict[str, Card]]) -> tuple[float, float]:
     """Upper ends of the axes of activations and units, shared by all cards."""
     every = [card for some in found.values() for card in some.values()]
     pairs = (("activations", "value"), ("units", "units"))
-    return tuple(1.05 * max(card[key][column].max() for card in every) for key, column in pairs)
+    return tuple(1.05 * max((c[key][column].max() for c in every), default=1) for key, column in pairs)
 
 
 def _card(memory: Memory, found: Found) -> Card:

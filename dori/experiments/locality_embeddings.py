@@ -150,10 +150,9 @@ def ways(memories: Sequence[Memory]) -> pd.DataFrame:
             n = sum(len(m.triggers(init)) for m in some)
             if n:
                 gone, same = way_gone(some, init), mean_of_few(one_way(some, init))
-                rows.append({"memory": kind, "from": words, "triggers": n, "images": len(some),
-                             "way gone, in distances of two starts": f"{gone.value:.2f}",
-                             "cosine of two ways": bounds(same)})  # fmt: skip
-    return pd.DataFrame(rows).set_index(["memory", "from"])
+                rows.append((kind, words, n, len(some), bounds(gone), bounds(same)))
+    columns = ["memory", "from", "triggers", "images", "way gone, in distances of two starts"]
+    return pd.DataFrame(rows, columns=[*columns, "cosine of two ways"]).set_index(["memory", "from"])
 
 
 def maps(memories: Sequence[Memory], n: int = 16) -> pd.DataFrame:

@@ -161,6 +161,8 @@ def pointed(met: pd.DataFrame, agreed: pd.DataFrame, cut: pd.DataFrame) -> pd.Da
     for level, table in profiles.items():
         table = table.assign(block=table["layer"].str.split(".transformer_blocks").str[0])
         found = table.groupby(["memory", "image", "block"], sort=False)["value"].mean()
+        if ORDINARY not in found.index:
+            continue
         usual = found[ORDINARY].groupby(level="block").mean()
         for image, profile in found.get(PLANTED, pd.Series(dtype=float)).groupby(level="image", sort=False):
             best = (profile.droplevel("image") - usual).idxmax()
@@ -181,7 +183,8 @@ def dose(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
         found = {"searches that work": _rate(some)}
         worked = [m for m in some if len(m.triggers()) > 1]
         if worked:
-            met = best_layers(meeting(worked, [*worked, *memories]))["index"]
+            others = [m for m in memories if m.id not in {w.id for w in worked}]
+            met = best_layers(meeting(worked, [*worked, *others]))["index"]
             wanda = pd.concat([agreements(m, WANDA) for m in worked], ignore_index=True)
             found["spread, in spreads of prompts"] = spread_ratio(worked)
             found["index of embeddings"] = mean_of_few(one_way(worked))

@@ -104,6 +104,8 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
     A column for each of OWN, SAME and OTHER that the pruning was made for.
     """
     triggers = table[(table["b"] != PROMPT) & (table["made_for"] != BY_PROMPT)]
+    if triggers.empty:
+        return pd.DataFrame(columns=["memory", "image", OWN, SAME, OTHER])
     found = triggers.pivot_table("rate", ["memory", "image"], "made_for", "mean", sort=False)
     return found.reindex(columns=[OWN, SAME, OTHER]).reset_index()
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dori.plots.pruning import layer_axis
-from dori.plots.style import COLOURS, GROUND, INK, WIDTH, colour, error_bars, house_style, mark
+from dori.plots.style import COLOURS, GROUND, INK, WIDTH, colour, error_bars, house_style, mark, nothing
 
 RATES = LinearSegmentedColormap.from_list("rates", [GROUND, COLOURS["memorized"], "#8A3C00"])
 UNDEFINED = -0.07  # height of the mark for an agreement that is not defined: below 0, so not taken for one
@@ -143,6 +143,8 @@ def levels(table: pd.DataFrame) -> Figure:
     `table` has a row per level and memory: level ("embeddings", "weights (NeMo)", …, from the top down),
     memory, value, low, high (95 % interval), n (written at the right). NaN values are said to be undefined.
     """
+    if table["value"].isna().all():
+        return nothing()
     names, memories = (list(dict.fromkeys(table[c])) for c in ("level", "memory"))
     figure, axis = plt.subplots(figsize=(WIDTH, 0.55 * len(names) + 1.5))
     for end in (0, 1):

@@ -81,7 +81,7 @@ def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     @functools.wraps(draw)
     def styled(data: Sized, **kwargs: object) -> Figure:
         with plt.rc_context(STYLE):
-            figure = draw(data, **kwargs) if len(data) else _nothing()
+            figure = draw(data, **kwargs) if len(data) else nothing()
             plt.close(figure)
         return figure
 
@@ -111,7 +111,7 @@ def error_bars(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
     return np.clip(np.nan_to_num([value - low, high - value]), 0, None)
 
 
-def _nothing() -> Figure:
+def nothing() -> Figure:
     """What stands in a figure's place where a model lacks the data for it (a foreign one has no twin)."""
     figure, axis = plt.subplots(figsize=(WIDTH, 0.8))
     axis.set_axis_off()
