@@ -1,4 +1,4 @@
-"""Chapter 2 runs from its first cell to its last at the smoke preset, on the testbed and on a foreign model.
+"""Chapters 2 and 3 run from first to last cell at the smoke preset, on the testbed and on a foreign model.
 
 The cells run in this process: the same code as under papermill, without a kernel's start.
 """
@@ -13,7 +13,8 @@ from dori.claims import load_claims
 
 jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
 
-CHAPTER = Path(__file__).resolve().parents[1] / "notebooks" / "02_pruning_fragility.py"
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+CHAPTER, LOCALITY = NOTEBOOKS / "02_pruning_fragility.py", NOTEBOOKS / "03_non_locality.py"
 
 
 def run(chapter: Path, **parameters) -> tuple[dict, list[str]]:
@@ -42,12 +43,14 @@ def benchmark(folder: Path, kinds: list[str]) -> Path:
     return write_benchmark(folder, rows)
 
 
-def test_the_chapter_notes_every_figure_its_claims_ask_for(tmp_path, capfd):
-    names, prose = run(CHAPTER, run_dir=str(tmp_path / "run"))
-    asked = {claim.metric for claim in load_claims() if claim.chapter == CHAPTER.stem}
+@pytest.mark.parametrize("chapter", [CHAPTER, LOCALITY], ids=lambda path: path.stem)
+def test_the_chapter_notes_every_figure_its_claims_ask_for(chapter, tmp_path, capfd):
+    names, prose = run(chapter, run_dir=str(tmp_path / "run"))
+    asked = {claim.metric for claim in load_claims() if claim.chapter == chapter.stem}
     assert asked <= set(names["study"].headlines)
     assert capfd.readouterr().err == "", "a cell that writes to stderr stops the build of the book"
-    assert "Nothing had to be left out" in "".join(prose)
+    if chapter == CHAPTER:
+        assert "Nothing had to be left out" in "".join(prose)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +67,27 @@ def test_a_foreign_model_and_benchmark_leave_out_what_cannot_be_had(
     assert ("NeMo cannot be used here" in text) == ("none" not in kinds)
     assert "mr_wanda_attack_prompt" in names["study"].headlines
     assert "mr_attack_twin" not in names["study"].headlines
+
+
+@pytest.mark.parametrize("threshold", [-2.0, 2.0], ids=["every search succeeds", "none does"])
+def test_locality_of_a_foreign_model_is_compared_without_planted_memories(
+    threshold, tiny_dir, tmp_path, monkeypatch, descriptor, capfd
+):
+    monkeypatch.setattr(descriptor, "threshold", threshold)
+    monkeypatch.setattr("dori.study.load_descriptor", lambda *_, **__: descriptor)
+    csv = benchmark(tmp_path / "bench", ["verbatim"] * 4 + ["none"] * 4)
+    names, prose = run(LOCALITY, model=str(tiny_dir), benchmark=str(csv), run_dir=str(tmp_path / "run"))
+    figures, text = names["study"].headlines, "".join(prose)
+    assert not names["planted"]
+    assert "cannot be said which levels are blind" in text
+    assert figures["mr_triggers_random"]["value"] == (threshold < 0)
+    assert (figures["spread_ratio"]["value"] is not None) == (threshold < 0)
+    assert capfd.readouterr().err == ""
+
+
+def test_without_regular_prompts_nemo_is_left_out(tiny_dir, tmp_path, monkeypatch, descriptor):
+    monkeypatch.setattr(descriptor, "threshold", -2.0)
+    monkeypatch.setattr("dori.study.load_descriptor", lambda *_, **__: descriptor)
+    csv = benchmark(tmp_path / "bench", ["verbatim"] * 4)
+    names, _ = run(LOCALITY, model=str(tiny_dir), benchmark=str(csv), run_dir=str(tmp_path / "run"))
+    assert set(names["agreed"]["method"]) == {"Wanda"}

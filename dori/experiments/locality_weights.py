@@ -28,8 +28,9 @@ NOISE, DRAWS = "same trigger, other noise", "same start, other draws"
 
 
 def settings(study: Study) -> dict[str, Setting]:
-    """The prunings whose sets are compared, by label."""
-    return {named(s)["setting"]: s for s in (sizes(study).nemo, WANDA, PUBLISHED)}
+    """The prunings whose sets are compared, by label; NeMo needs regular prompts."""
+    nemo = (sizes(study).nemo,) if len(study.regular) > 1 else ()
+    return {named(s)["setting"]: s for s in (*nemo, WANDA, PUBLISHED)}
 
 
 def units_of(study: Study, found: Sequence[Found], setting: Setting) -> dict[str, Units]:

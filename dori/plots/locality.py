@@ -201,7 +201,7 @@ def _points(axis: Axes, part: pd.DataFrame, tones: Mapping[str, str]) -> None:
     for sort in ("regular prompt", "memorized prompt", "start", "trigger"):
         points = part[part["sort"] == sort]
         marker, area, filled = SORTS[sort]
-        edge = points["image"].map(tones).fillna(PROMPTS).tolist()
+        edge = [tones.get(image, PROMPTS) for image in points["image"]]
         axis.scatter(points["x"], points["y"], s=area, marker=marker, edgecolors=edge, linewidths=0.9,
                      facecolors=edge if filled else GROUND, zorder=2)  # fmt: skip
 
