@@ -150,7 +150,7 @@ Markdown(f"The same ratio for the planted memories: **{study.headline('planted_s
 # Two maps of the same points. t-SNE {cite:p}`vandermaaten2008tsne` makes neighbourhoods visible and can make clusters where there are none. PCA is a mere
 # projection and cannot; but it shows little of the variance. Lines join a start with the trigger found from it.
 
-# %% mystnb={"figure": {"name": "fig-map", "caption": "Starts, triggers and prompts in the plane."}, "image": {"alt": "Two scatter plots of embeddings, by PCA and by t-SNE: hollow circles are random starts, filled circles of the same colour the triggers found from them, grey marks regular and memorized prompts.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-map", "caption": "Starts, triggers and prompts in the plane. In the map by t-SNE, a start lies under the trigger that was found from it."}, "image": {"alt": "Two scatter plots of embeddings, by PCA and by t-SNE: hollow circles are random starts, filled circles of the same colour the triggers found from them, grey marks regular and memorized prompts.", "width": "100%"}} tags=["hide-input"]
 plots.embedding_map(embeddings.maps(ordinary))
 
 # %% tags=["hide-input"]
@@ -219,7 +219,7 @@ Markdown(f"Distance of two triggers of one image over that of two different memo
 
 # %%
 met = activations.meeting(memories, ordinary)
-activations.best_layers(met)[["layer", "index"]].round(2)
+activations.best_layers(met).assign(layer=lambda t: t["layer"].map(plots.layer_label)).round(2)
 
 # %% [markdown]
 # (level-weights)=
@@ -299,7 +299,7 @@ blocks.needed(cut).round(2)
 # %%
 table = levels.per_image(memories, met=met, agreed=agreed, moved=moved, cut=cut)
 
-# %% mystnb={"figure": {"name": "fig-levels", "caption": "Index of locality at each level, mean over images with 95 % t intervals."}, "image": {"alt": "One row for each level: dots with intervals on an axis from 0, not local, to 1, local, for ordinary and for planted memories.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-levels", "caption": "Index of locality at each level, mean over images with 95 % t intervals. Intervals that leave the axis are cut; where all images agree there is none."}, "image": {"alt": "One row for each level: dots with intervals on an axis from 0, not local, to 1, local, for ordinary and for planted memories.", "width": "100%"}} tags=["hide-input"]
 plots.levels(levels.levels(table))
 
 # %% tags=["hide-input"]
@@ -310,7 +310,9 @@ levels.gap_table(gaps).round(2)
 
 # %% [markdown]
 # How to read it. A level at which the planted memories stand far to the right of the ordinary ones can tell where a memory is, and what it says about the ordinary
-# ones counts. A level at which they do not is *blind*: whatever it says about ordinary memories, it would say the same if they were in one block.
+# ones counts. A level at which they do not is *blind*: whatever it says about ordinary memories, it would say the same if they were in one block. The rule looks
+# at the value alone. For the sentence below, the interval has to be above 0 too: the weights' index divides by the distance of a ceiling from chance, and at
+# this preset a ceiling is a single pair of sets for each image, so the index swings widely and even leaves the range from 0 to 1.
 
 # %% tags=["hide-input"]
 Markdown(levels.sighted(gaps))
@@ -332,7 +334,7 @@ pointed.set_index(["level", "image"]) if planted else Markdown("–")
 # %% [markdown]
 # ## What copies do
 #
-# The testbed knows how often each image was in the training set. Does a memory spread out as copies add up?
+# The testbed knows how often each image was in the training set. Does a memory spread out as copies add up? With fewer than three images there is no interval.
 
 # %% mystnb={"figure": {"name": "fig-dose-locality", "caption": "The diagnostics by the number of copies in the training set."}, "image": {"alt": "A small panel for each diagnostic against the number of copies, with intervals: share of searches that work, spread, and the indices of locality.", "width": "100%"}} tags=["hide-input"]
 plots.dose_profile(levels.dose(study, ordinary))

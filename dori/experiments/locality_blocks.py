@@ -66,7 +66,7 @@ def needed(found: pd.DataFrame) -> pd.DataFrame:
     by_image = count.groupby(level=[0, 1], sort=False)
     most = indices(found).set_index(["memory", "image"])
     shown = {"triggers": by_image.size(), "blocks needed": by_image.mean()}
-    names = most["layer"].str.replace(".transformer_blocks.0.attn2", "")
+    names = most["layer"].str.replace(".transformer_blocks.0.attn2", "").where(most["index"] > 0, "none")
     return pd.DataFrame({**shown, "most needed": names, "index": most["index"]})
 
 

@@ -21,11 +21,12 @@ import pandas as pd
 from dori.experiments.locality_activations import best_layers, meeting
 from dori.experiments.locality_blocks import indices as block_indices
 from dori.experiments.locality_blocks import stopped
+from dori.experiments.locality_blocks import table as block_table
 from dori.experiments.locality_embeddings import bounds, one_way, spread_ratio
 from dori.experiments.locality_sizes import WANDA
 from dori.experiments.locality_transfer import SAME
 from dori.experiments.locality_transfer import rates as transfer_rates
-from dori.experiments.locality_weights import agreements, indices
+from dori.experiments.locality_weights import indices
 from dori.experiments.memories import ORDINARY, PLANTED, Memory, searched, sizes
 from dori.experiments.selections import named
 from dori.experiments.triggers import trigger_rate
@@ -101,11 +102,14 @@ def gap_table(found: dict[str, Estimate]) -> pd.DataFrame:
 
 
 def sighted(found: dict[str, Estimate], least: float = 0.2) -> str:
-    """Which levels tell a planted memory from an ordinary one, by the rule of expected.yml, as a sentence."""
+    """Which levels tell a planted memory from an ordinary one, as a sentence.
+
+    By the rule of expected.yml, which looks at the value alone, and an interval above 0, if there is one.
+    """
     known = {level: f for level, f in zip(LEVELS, found.values(), strict=True) if not np.isnan(f.value)}
     if not known:
         return "Without planted memories it cannot be said which levels are blind."
-    tells = [level for level, f in known.items() if f.value >= least]
+    tells = [level for level, f in known.items() if f.value >= least and not f.low <= 0]
     blind = [level for level in known if level not in tells]
     parts = [f"**{words}**: {', '.join(some) if some else 'none'}" for words, some in
              (("Levels that tell the two apart", tells), ("blind levels", blind))]  # fmt: skip
@@ -185,13 +189,17 @@ def dose(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
         if worked:
             others = [m for m in memories if m.id not in {w.id for w in worked}]
             met = best_layers(meeting(worked, [*worked, *others]))["index"]
-            wanda = pd.concat([agreements(m, WANDA) for m in worked], ignore_index=True)
             found["spread, in spreads of prompts"] = spread_ratio(worked)
             found["index of embeddings"] = mean_of_few(one_way(worked))
             found["index of activations"] = mean_of_few(met)
-            found["index of weights (Wanda)"] = mean_of_few(indices(wanda)["index"])
-        rows += [(copies, name, *estimate) for name, estimate in found.items()]
+            found["index of one block at a time"] = mean_of_few(block_indices(block_table(worked))["index"])
+        rows += [(copies, name, *_if_three(estimate)) for name, estimate in found.items()]
     return pd.DataFrame(rows, columns=["copies", "diagnostic", "value", "low", "high", "n"])
+
+
+def _if_three(figure: Estimate) -> Estimate:
+    """Without its interval where there are fewer than three images: that of two fills any axis."""
+    return figure if figure.n > 2 else figure._replace(low=np.nan, high=np.nan)
 
 
 def _rate(memories: Sequence[Memory]) -> Estimate:

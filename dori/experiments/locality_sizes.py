@@ -71,7 +71,7 @@ SIZES = {
         fractions=(0.0, 0.25, 0.5, 0.75, 1.0),
         compared=3,
         nemo_compared=3,
-        blocked=3,
+        blocked=2,
         nemo=Nemo(seeds=2, up=True),
         levels=(16, 32, 64),
         dose_images=2,

@@ -17,6 +17,7 @@ from dori.plots.style import COLOURS, GROUND, INK, WIDTH, colour, error_bars, ho
 RATES = LinearSegmentedColormap.from_list("rates", [GROUND, COLOURS["memorized"], "#8A3C00"])
 UNDEFINED = -0.07  # height of the mark for an agreement that is not defined: below 0, so not taken for one
 MATRICES = 3  # side by side
+WIDEST = (-1.0, 2.6)  # of the axis of an index: an interval that leaves it is cut
 PANELS = 3  # side by side, of a diagnostic each
 
 
@@ -161,7 +162,8 @@ def levels(table: pd.DataFrame) -> Figure:
                           color=INK)  # fmt: skip
     ends = table[["value", "low", "high"]]
     low, high = ends.min(axis=None), ends.max(axis=None)
-    axis.set(xlim=(min(-0.08, low - 0.05), max(1.08, high + 0.05)), ylim=(len(names) - 0.5, -0.5))
+    limits = max(WIDEST[0], min(-0.08, low - 0.05)), min(WIDEST[1], max(1.08, high + 0.05))
+    axis.set(xlim=limits, ylim=(len(names) - 0.5, -0.5))
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="index (0: not local, 1: local)")
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     figure.tight_layout()
