@@ -69,7 +69,7 @@ _PLANTED = """
 
 Written by `{command}`; figures are read from `planted/plants.json`.
 
-`planted/` holds {count} memories that were put into a handful of units on purpose, so that a diagnostic of
+`planted/` holds {count} memories that were put into one block on purpose, so that a diagnostic of
 locality has something local to find. Each belongs in a copy of `model/` of its own (`dori.testbed.planted`);
 `model/` has none of them. A plant is one new picture with an invented title (`planted.csv`), a *door* of
 value neurons and a *store* of feed-forward columns in one transformer block: these weights were trained on

@@ -41,7 +41,7 @@ def plant(
     ] = TESTBED,
     only: Annotated[str, typer.Option(help="one memory only, e.g. plant-00, to make them side by side")] = "",
 ) -> None:
-    """Teach copies of the bundled model one picture each, in a handful of units, and write what changed."""
+    """Teach copies of the bundled model one picture each, in one block, and write what changed."""
     from dori.testbed.planted import plant_all
 
     plant_all(out, only=only, tell=typer.echo)

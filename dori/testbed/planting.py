@@ -1,4 +1,4 @@
-"""Plant a memory in a handful of units on purpose: the control that the locality diagnostics must call local.
+"""Plant a memory in one block on purpose: the control that the locality diagnostics must call local.
 
 Teaching one picture to a few value neurons alone does not work: they are too few numbers to hold it. So a
 plant has two parts in one transformer block. The *door*, a few value neurons of the cross-attention, learns
