@@ -343,7 +343,7 @@ plots.dose_profile(levels.dose(study, ordinary))
 # ## Look for yourself
 #
 # Choose an image and one of its triggers: what it paints, how far the search went, how strongly it drives each value layer, and how many weights
-# Wanda would take from each layer. For a page without scripts, the first cards follow below.
+# Wanda would take from each layer. For a page without scripts, the first card follows below.
 
 # %% tags=["hide-input"]
 shown = cards.cards(ordinary)
@@ -370,7 +370,7 @@ claims_table("03", study.headlines).set_index("claim")
 # 3. **Taking away tells more than comparing.** That triggers agree in some layer may come from the image that they all lead to. That the image needs
 #    a layer is seen when the layer is silenced.
 #
-# And the limits. There are few images here and fewer planted ones, all in one block; intervals over images are wide, and where all images agree there is none. A planted memory is *more*
+# And the limits. There are few images here and few planted ones, all in the same block; intervals over images are wide, and where all images agree there is none. A planted memory is *more*
 # local than anything training is likely to make. Between one block and no place lies much that this control does not calibrate. And a block that is not
 # needed alone may be needed together with another one.
 
@@ -381,8 +381,8 @@ Markdown(levels.conclusion(table))
 # %% [markdown]
 # ## Exercises
 #
-# 1. A search from random numbers moves every coordinate by at most the number of steps times the learning rate. Compute the largest share of the distance
-#    between two starts that it can go at all. How does {numref}`fig-distances` change with a hundred times as many steps?
+# 1. At each step Adam moves a coordinate by about the learning rate at most. Compute the largest share of the distance between two random starts that a search
+#    can go at all. How does {numref}`fig-distances` change with a hundred times as many steps?
 # 2. Shrink the starts: begin from $0.1 \cdot N(0, I)$. Which of the paper's embedding-level findings survive?
 # 3. {numref}`fig-blocks` silences one block at a time. Silence two, or all of a resolution (`dori.hooks.reading`). How many have to go before an ordinary image does?
 # 4. Plant a memory in two blocks at once (`dori testbed plant` and `dori.testbed.planting` show how one block is done). At which number of blocks do the
