@@ -30,17 +30,29 @@ function watch(page, name) {
   });
 }
 
+function shownFigures(page) {
+  return page.locator(".jupyter-widgets img:visible, .jupyter-widgets .widget-html:visible").evaluateAll(
+    (parts) => parts.map((part) => part.outerHTML).join(""));
+}
+
+async function chooseFromList(page, name) {
+  const list = page.locator(".jupyter-widgets select").first();
+  if ((await list.count()) === 0) return;
+  const before = await shownFigures(page);
+  await list.selectOption({ index: 1 });
+  await page.waitForTimeout(300);
+  if (before === (await shownFigures(page))) faults.push(`${name}: the list changes nothing`);
+}
+
 // A slider whose figure stays the same is a figure that does not work; its own readout changes in any case.
 async function moveSlider(page, name) {
   const handle = page.locator(".noUi-handle").first();
   if ((await handle.count()) === 0) return;
-  const state = () => page.locator(".jupyter-widgets img:visible, .jupyter-widgets .widget-html:visible").evaluateAll(
-    (parts) => parts.map((part) => part.outerHTML).join(""));
-  const before = await state();
+  const before = await shownFigures(page);
   await handle.focus();
   await page.keyboard.press("ArrowRight");
   await page.waitForTimeout(300);
-  if (before === (await state())) faults.push(`${name}: the slider changes nothing`);
+  if (before === (await shownFigures(page))) faults.push(`${name}: the slider changes nothing`);
   if (!(await handle.getAttribute("aria-label"))) faults.push(`${name}: the slider has no name`);
 }
 
@@ -55,6 +67,7 @@ for (const name of pages) {
     await page.locator(".jupyter-widgets").first().waitFor({ timeout: 20000 })
       .catch(() => faults.push(`${name}: the widgets do not appear`));
     await moveSlider(page, name);
+    await chooseFromList(page, name);
   }
   await page.setViewportSize(PHONE);
   const sideways = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
