@@ -65,7 +65,7 @@ def test_a_second_run_computes_nothing(study, monkeypatch):
         prune_table(study, study.memorized, FLAGGED),
     ]
     monkeypatch.setattr(searches, "dori_attack", None)
-    monkeypatch.setattr(selections, "_select", None)
+    monkeypatch.setattr(selections, "select_units", None)
     monkeypatch.setattr(drawing, "_draw", None)
     again = [
         attack_table(study, study.memorized, Attack(steps=2)),
