@@ -65,7 +65,7 @@ def kind(layer: str) -> str:
 def _by_set(matrix: Tensor, labels: np.ndarray, ids: Sequence[str]) -> dict[str, Estimate]:
     """Mean distance inside each set: of one image's triggers over images, of different ones across them."""
     inside = [_part(matrix, labels == i) for i in ids if (labels == i).sum() > 1]
-    some, resamples = np.isin(labels, ids), 200
+    some, resamples = np.isin(labels, ids), 100
     found = {}
     if inside:
         found[ONE] = locality.spread(inside, np.mean, resamples=resamples)

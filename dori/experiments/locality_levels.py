@@ -21,7 +21,6 @@ import pandas as pd
 from dori.experiments.locality_activations import best_layers, meeting
 from dori.experiments.locality_blocks import indices as block_indices
 from dori.experiments.locality_blocks import stopped
-from dori.experiments.locality_blocks import table as block_table
 from dori.experiments.locality_embeddings import bounds, one_way, spread_ratio
 from dori.experiments.locality_sizes import WANDA
 from dori.experiments.locality_transfer import SAME
@@ -192,7 +191,6 @@ def dose(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
             found["spread, in spreads of prompts"] = spread_ratio(worked)
             found["index of embeddings"] = mean_of_few(one_way(worked))
             found["index of activations"] = mean_of_few(met)
-            found["index of one block at a time"] = mean_of_few(block_indices(block_table(worked))["index"])
         rows += [(copies, name, *_if_three(estimate)) for name, estimate in found.items()]
     return pd.DataFrame(rows, columns=["copies", "diagnostic", "value", "low", "high", "n"])
 
