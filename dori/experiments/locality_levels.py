@@ -22,12 +22,11 @@ from dori.experiments.locality_activations import best_layers, meeting
 from dori.experiments.locality_blocks import indices as block_indices
 from dori.experiments.locality_blocks import stopped
 from dori.experiments.locality_embeddings import bounds, one_way, spread_ratio
-from dori.experiments.locality_sizes import WANDA
+from dori.experiments.locality_sizes import PUBLISHED, WANDA
 from dori.experiments.locality_transfer import SAME
 from dori.experiments.locality_transfer import rates as transfer_rates
-from dori.experiments.locality_weights import indices
+from dori.experiments.locality_weights import indices, label
 from dori.experiments.memories import ORDINARY, PLANTED, Memory, searched, sizes
-from dori.experiments.selections import named
 from dori.experiments.triggers import trigger_rate
 from dori.locality.weights import ALL
 from dori.metrics.intervals import Estimate, difference_of_few, mean_of_few
@@ -41,6 +40,7 @@ LEVELS = (
     "transfer (Wanda)",
     "one block at a time",
 )
+NAMES = ("embeddings", "activations", "nemo", "wanda", "transfer", "blocks")  # of the levels in headlines
 
 
 def per_image(
@@ -59,7 +59,7 @@ def per_image(
     rows = [("embeddings", m.kind, m.id, v) for m in memories for v in one_way([m])]
     rows += [("activations", *key, v) for key, v in best_layers(met)["index"].items()]
     placed = indices(agreed)
-    placed = placed[placed["setting"] != "Wanda 1 %"]
+    placed = placed[placed["setting"] != label(PUBLISHED)]
     for method, part in placed.groupby("method", sort=False):
         kept = part[["memory", "image", "index"]].itertuples(index=False)
         rows += [(f"weights ({method})", *row) for row in kept]
@@ -89,8 +89,7 @@ def gap(table: pd.DataFrame, level: str) -> Estimate:
 
 def gaps(table: pd.DataFrame) -> dict[str, Estimate]:
     """The gaps by the names that expected.yml has for them."""
-    names = ("embeddings", "activations", "nemo", "wanda", "transfer", "blocks")
-    return {f"planted_gap_{name}": gap(table, level) for name, level in zip(names, LEVELS, strict=True)}
+    return {f"planted_gap_{name}": gap(table, level) for name, level in zip(NAMES, LEVELS, strict=True)}
 
 
 def gap_table(found: dict[str, Estimate]) -> pd.DataFrame:
@@ -117,9 +116,7 @@ def sighted(found: dict[str, Estimate], least: float = 0.2) -> str:
 
 def indices_reported(table: pd.DataFrame) -> dict[str, Estimate]:
     """Headlines: the indices of the ordinary memories."""
-    known = ("embeddings", "activations", "nemo", "wanda", "transfer", "blocks")
-    names = [f"{name}_index" for name in known]
-    return {name: index(table, level) for name, level in zip(names, LEVELS, strict=True)}
+    return {f"{name}_index": index(table, level) for name, level in zip(NAMES, LEVELS, strict=True)}
 
 
 def conclusion(table: pd.DataFrame) -> str:
@@ -155,9 +152,7 @@ def pointed(met: pd.DataFrame, agreed: pd.DataFrame, cut: pd.DataFrame) -> pd.Da
     profiles = {
         "activations": met[met["kind"] == "feed-forward"].rename(columns={"index": "value"}),
         "weights (NeMo)": pairs[pairs["method"] == "NeMo"].rename(columns={"iou": "value"}),
-        "weights (Wanda)": pairs[pairs["setting"] == named(WANDA)["setting"]].rename(
-            columns={"iou": "value"}
-        ),
+        "weights (Wanda)": pairs[pairs["setting"] == label(WANDA)].rename(columns={"iou": "value"}),
         "one block at a time": stopped(cut).rename(columns={"stopped": "value"}),
     }
     rows = []

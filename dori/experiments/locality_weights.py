@@ -4,17 +4,16 @@ And does what was taken for one trigger stop another?
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from dori import locality
-from dori.drawing import decided_by, digest
+from dori.drawing import digest
 from dori.experiments.locality_sizes import PUBLISHED, WANDA
 from dori.experiments.memories import Memory, redrawn, sizes
-from dori.experiments.selections import Setting, named, select_units
+from dori.experiments.selections import Setting, named, select_units, selection_key
 from dori.experiments.triggers import Found
 from dori.locality.weights import ALL
 from dori.metrics.intervals import Estimate, mean_of_few
@@ -35,9 +34,7 @@ def settings(study: Study) -> dict[str, Setting]:
 
 def units_of(study: Study, found: Sequence[Found], setting: Setting) -> dict[str, Units]:
     """What a method switches off for each embedding found, by the name of its search; kept in the run."""
-    decides = {**decided_by(study), "method": type(setting).__name__, **dataclasses.asdict(setting)}
-    if isinstance(setting, Nemo):
-        decides["regular"] = hashlib.sha256("\n".join(study.regular.prompts()).encode()).hexdigest()[:16]
+    decides = selection_key(study, setting)
     keys = {f.name: {**decides, "embedding": digest(f.embeds)} for f in found}
     todo = [f for f in found if not study.store.has("units", keys[f.name])]
     for f in todo:  # one at a time: nothing is lost, and a search is long enough for a batch of its own
@@ -143,8 +140,7 @@ def label(setting: Setting) -> str:
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """`layer_table` for the figure: NeMo, and Wanda as chosen; not the paper's own setting."""
-    found = layer_table(table)
-    return found[found["setting"] != label(PUBLISHED)].drop(columns="setting")
+    return layer_table(table[table["setting"] != label(PUBLISHED)]).drop(columns="setting")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -47,9 +47,7 @@ def named(setting: Setting) -> dict[str, str]:
 
 def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, Units]:
     """What a method switches off for each prompt, by id."""
-    decides = {**decided_by(study), "method": type(setting).__name__, **dataclasses.asdict(setting)}
-    if isinstance(setting, Nemo):
-        decides["regular"] = hashlib.sha256("\n".join(study.regular.prompts()).encode()).hexdigest()[:16]
+    decides = selection_key(study, setting)
     others = dict(zip(prompts.ids, reference_prompts(study, prompts, setting), strict=True))
     keys = {i: {**decides, "prompt": prompts.table.loc[i, "prompt"], "against": others[i]} for i in others}
     todo, size = [i for i in others if study.store.find("units", keys[i]) is None], at_once(study)
@@ -59,6 +57,15 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
         for i, units in zip(part, found, strict=True):
             study.store.save("units", keys[i], Record({"count": units.count}, dict(units)))
     return {i: Units(study.store.find("units", key).tensors) for i, key in keys.items()}
+
+
+def selection_key(study: Study, setting: Setting) -> dict:
+    """What decides a selection besides the prompt or embedding it is for; NeMo's statistics are of regular
+    prompts."""
+    decides = {**decided_by(study), "method": type(setting).__name__, **dataclasses.asdict(setting)}
+    if isinstance(setting, Nemo):
+        decides["regular"] = hashlib.sha256("\n".join(study.regular.prompts()).encode()).hexdigest()[:16]
+    return decides
 
 
 def reference_prompts(study: Study, prompts: Benchmark, setting: Setting) -> list[str]:
