@@ -45,13 +45,15 @@ class Sampling:
 class Trigger:
     """What is to give the image of one row, and the units that are off when it is drawn.
 
-    Either a prompt, or an embedding (T, D).
+    Either a prompt, or an embedding (T, D). An embedding that was computed from others says in `source` how:
+    records of its images are found by that, as its last digits differ from machine to machine.
     """
 
     id: str
     embeds: Tensor | None = None
     units: Units | None = None
     prompt: str | None = None
+    source: str = ""
 
 
 def prompt_trigger(prompts: Benchmark, item: str, units: Units | None = None) -> Trigger:
@@ -174,7 +176,7 @@ def _image_keys(study: "Study", trigger: Trigger, sampling: Sampling) -> list[di
     """All that decides each image of a trigger."""
     decides = {**decided_by(study), "guidance_scale": sampling.guidance_scale, "steps": sampling.steps}
     if trigger.prompt is None:
-        decides["embedding"] = digest(trigger.embeds)
+        decides["embedding"] = trigger.source or digest(trigger.embeds)
     else:  # the text, not what it encodes to: rounding differs by batch and number of threads
         decides["prompt"] = trigger.prompt
     if trigger.units:

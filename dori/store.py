@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
+from dori.archive import TOUCHED, Archive
 from dori.errors import DoriError
 
 PACKAGES = ("dori", "torch", "diffusers", "transformers", "numpy", "pandas", "scipy", "torchmetrics")
@@ -72,13 +74,17 @@ class RunStore:
     """Records under `directory/records/<stage>/<key>.json`, tensors beside them as .safetensors.
 
     The JSON is written last, so a record either is complete or is missing. Two processes may share a
-    directory: both would write the same content under the same key.
+    directory: both would write the same content under the same key. What the directory lacks is taken from
+    `archive`, but for the lots that are kept back to be measured again (`repeated` compares them).
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, archive: Archive | None = None) -> None:
         self.directory = Path(directory).expanduser()
+        self.archive = archive
         self.started = time.time()
         self.computed = 0
+        self.touched: set[str] = set()  # names of the records that were asked for and found
+        self.shipped: set[str] = set()  # of them, those that came from the archive
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,20 +92,21 @@ class RunStore:
 
     def find(self, stage: str, decides: Mapping) -> Record | None:
         """The record of an item, or None if it is missing or unreadable."""
-        path = self._path(stage, decides)
-        if not path.is_file():
-            return None
-        try:
-            entry = json.loads(path.read_text())
-            tensors = load_file(path.with_suffix(".safetensors")) if entry["tensors"] else {}
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            path.unlink(missing_ok=True)  # damaged: the item counts as missing and is computed again
-            return None
-        return Record(entry["values"], tensors)
+        name, path = _name(stage, decides), self._path(stage, decides)
+        found = _read(path) if path.is_file() else None
+        if found is None and self.archive and (text := self.archive.read(f"{name}.json", _lot(decides))):
+            found = _parse(text, self.archive.kept(f"{name}.safetensors"))
+            self.shipped.add(name)
+        if found is not None:
+            self.touched.add(name)
+        return found
 
     def has(self, stage: str, decides: Mapping) -> bool:
         """Whether a record lies there, without reading it."""
-        return self._path(stage, decides).is_file()
+        if self._path(stage, decides).is_file():
+            return True
+        name = f"{_name(stage, decides)}.json"
+        return self.archive is not None and self.archive.has(name, _lot(decides))
 
     def save(self, stage: str, decides: Mapping, record: Record) -> Record:
         """Store one item's record; tensors first, the JSON that vouches for them last."""
@@ -112,7 +119,21 @@ class RunStore:
         except (OSError, SafetensorError) as error:
             raise DoriError(f"cannot write {path} ({error}); what was written before is kept") from None
         self.computed += 1
+        self.touched.add(_name(stage, decides))
         return record
+
+    def repeated(self) -> dict[str, list[float]]:
+        """By stage, how far each measurement of this directory lies from the shipped one of the same key.
+
+        The largest difference of any number of the record, as a share of it where it is above 1.
+        """
+        found: dict[str, list[float]] = {}
+        for name in sorted(self.touched - self.shipped) if self.archive else ():
+            path, text = self.directory / "records" / f"{name}.json", self.archive.kept(f"{name}.json")
+            if text is not None and path.is_file():
+                ours, theirs = json.loads(path.read_text())["values"], json.loads(text)["values"]
+                found.setdefault(name.split("/")[0], []).append(_difference(ours, theirs))
+        return found
 
     def get(self, stage: str, decides: Mapping, compute: Callable[[], Record]) -> Record:
         """The stored record, computed and stored first if it is missing."""
@@ -133,11 +154,55 @@ class RunStore:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "wall_seconds": round(time.time() - self.started, 2),
             "records_computed": self.computed,
+            "records_shipped": len(self.shipped),
+            "records_repeated": {s: {"n": len(d), "largest": max(d)} for s, d in self.repeated().items()},
             **more,
         }
 
+    def note_touched(self) -> None:
+        """Write which records this run asked for: what `archive.pack` takes."""
+        write_json(self.directory / TOUCHED, sorted(self.touched))
+
     def _path(self, stage: str, decides: Mapping) -> Path:
-        return self.directory / "records" / stage / f"{content_key(decides)}.json"
+        return self.directory / "records" / f"{_name(stage, decides)}.json"
+
+
+def _name(stage: str, decides: Mapping) -> str:
+    return f"{stage}/{content_key(decides)}"
+
+
+def _lot(decides: Mapping) -> str:
+    """What a record is kept back by: the looks at one search go together."""
+    return content_key({k: v for k, v in decides.items() if k != "step"})
+
+
+def _read(path: Path) -> Record | None:
+    """A record of the directory; a damaged one is removed, so that the item is computed again."""
+    try:
+        entry = json.loads(path.read_text())
+        tensors = load_file(path.with_suffix(".safetensors")) if entry["tensors"] else {}
+        return Record(entry["values"], tensors)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _parse(text: bytes, tensors: bytes | None) -> Record | None:
+    entry = json.loads(text)
+    if entry["tensors"] and tensors is None:
+        return None
+    return Record(entry["values"], load(tensors) if tensors else {})
+
+
+def _difference(ours: object, theirs: object) -> float:
+    """Largest difference of two values of one shape; infinite if they are of different ones."""
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        return max((_difference(ours[k], theirs[k]) for k in ours), default=0.0)
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        return max((_difference(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+    if isinstance(ours, int | float) and isinstance(theirs, int | float):
+        return abs(ours - theirs) / max(1.0, abs(theirs))
+    return 0.0 if ours == theirs else math.inf
 
 
 @functools.cache

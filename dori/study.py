@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dori.archive import open_archive
 from dori.benchmark import Benchmark, load_benchmark
 from dori.drawing import VERSION, Sampling, generate_and_score, noise_seed, progress, stored_images
 from dori.errors import DoriError
@@ -29,6 +30,9 @@ __all__ = [  # with what a study's images are drawn by, so that a chapter import
     "progress",
     "stored_images",
 ]
+
+
+REPEATED = 1 / 25  # share of the shipped measurements that a run makes again
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,7 @@ class Study:
     def finish(self) -> dict:
         """Write the run's provenance.json and hand it back."""
         found = self.store.provenance(device=str(self.model.device), preset=self.preset.name, seed=self.seed)
+        self.store.note_touched()
         write_json(self.store.directory / "provenance.json", found)
         return found
 
@@ -161,12 +166,18 @@ def open_study(
     device: str = "auto",
     run_dir: str | Path,
     descriptor: str | Path = "bundled",
+    records: str | Path = "none",
 ) -> Study:
-    """Load what a chapter needs from its parameters (contract 5). Cheap checks come before the weights."""
+    """Load what a chapter needs from its parameters (contract 5). Cheap checks come before the weights.
+
+    `records`: "none", or where measurements come from that need not be made again: "shipped" (data/records)
+    or a directory; one in `1 / REPEATED` of them is made again all the same.
+    """
     size = find_preset(preset)
+    archive = open_archive(records, share=REPEATED, salt=commit() or "")
     prompts = load_benchmark(benchmark)
     regular = load_benchmark("regular") if str(benchmark) == "testbed" else prompts.select(kind="none")
-    store = RunStore(run_dir)
+    store = RunStore(run_dir, archive)
     adapter = TextToImageModel.load(model, device=device)
     return Study(
         adapter,

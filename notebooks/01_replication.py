@@ -44,6 +44,7 @@ benchmark = "testbed"
 preset = "quick"
 seed = 0
 device = "auto"
+records = "none"
 run_dir = "_build/runs/01_replication/by-hand"
 
 # %% tags=["hide-input"]
@@ -62,7 +63,7 @@ from dori.metrics.replication import median_score, memorization_rate, pair_rate,
 from dori.study import generate_and_score, open_study
 
 # %%
-study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, run_dir=run_dir)
+study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, records=records, run_dir=run_dir)
 top, regular = chapter.top_prompts(study), chapter.regular_prompts(study)
 Markdown(f"Model `{study.model.name}`: guidance {study.sampling().guidance_scale:g}, {study.sampling().steps} DDIM steps, "
          f"{study.sampling().seeds} images per prompt. {len(top)} prompts with the most copies, {len(regular)} held-out ones.")

@@ -44,6 +44,7 @@ benchmark = "testbed"
 preset = "quick"
 seed = 0
 device = "auto"
+records = "none"
 run_dir = "_build/runs/02_pruning_fragility/by-hand"
 
 # %% tags=["hide-input"]
@@ -58,7 +59,7 @@ from dori.metrics.replication import rates
 from dori.study import open_study
 
 # %%
-study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, run_dir=run_dir)
+study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, records=records, run_dir=run_dir)
 validation, test = pruned.halves(study)
 Markdown(f"Model `{study.model.name}`. Verbatim prompts with the most copies: {len(validation)} to choose settings on, {len(test)} to "
          f"report on. Images of each: {pruned.sampling(study).seeds}, in {pruned.sampling(study).steps} DDIM steps.")

@@ -44,6 +44,7 @@ benchmark = "testbed"
 preset = "quick"
 seed = 0
 device = "auto"
+records = "none"
 run_dir = "_build/runs/03_non_locality/by-hand"
 
 # %% tags=["hide-input"]
@@ -64,7 +65,7 @@ from dori.experiments.locality_sizes import WANDA
 from dori.study import open_study
 
 # %%
-study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, run_dir=run_dir)
+study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, records=records, run_dir=run_dir)
 size = found.sizes(study)
 Markdown(f"Model `{study.model.name}`. Memorized images: {len(found.images(study))}, those with the most copies in the test half. Searches of "
          f"each: {size.random} from random numbers and {size.regular} from regular prompts, {size.steps} steps, the paper's settings.")

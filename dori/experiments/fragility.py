@@ -117,7 +117,8 @@ def limits_table(
     unit = prompt_distance(study) if radii else 0.0
     room = study.model.unconditional.shape[1] - 1  # BOS does not move
     limits = {f"{k} token{'s' * (k > 1)}": {"free_tokens": k} for k in tokens if k <= room}
-    limits |= {f"radius {r:g}": {"radius": r * unit} for r in radii}
+    # Rounded, as the last digits differ from machine to machine and a radius is part of a record's key.
+    limits |= {f"radius {r:g}": {"radius": float(f"{r * unit:.4g}")} for r in radii}
     parts = [
         attack_controls(study, memorized, held_out, dataclasses.replace(plan, **one), **more).assign(
             limit=label

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dori import locality
-from dori.drawing import Trigger, score_triggers
+from dori.drawing import Trigger, digest, score_triggers
 from dori.experiments.memories import STARTS, Memory, ends, sampling, sizes, starts
 from dori.experiments.replication import top_prompts
 from dori.experiments.triggers import score_found, trigger_rate
@@ -103,7 +103,9 @@ def carried_over(memories: Sequence[Memory], init: str = "random") -> pd.DataFra
         others = (moves.sum(0) - moves) / (len(found) - 1)
         longer = others * (moves.flatten(1).norm(dim=1) / others.flatten(1).norm(dim=1)).view(-1, 1, 1)
         for way, added in {"mean way of the others": others, "the same, as long as one way": longer}.items():
-            made = [dataclasses.replace(f, embeds=f.start + a) for f, a in zip(found, added, strict=True)]
+            source = f"{way}: " + " ".join(digest(f.embeds) for f in found)
+            made = [dataclasses.replace(f, embeds=f.start + a, source=f"{f.name}, {source}")
+                    for f, a in zip(found, added, strict=True)]  # fmt: skip
             scores = score_found(memory.study, memory.prompts, made, sampling=sampling(memory.study))
             parts.append(scores.assign(way=way, memory=memory.kind))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["memory", "way", "id"])
@@ -208,7 +210,8 @@ def _paths(memory: Memory) -> pd.DataFrame:
         for path, walk in PATHS.items():
             for fraction, y in zip(size.fractions, walk(a.embeds, b.embeds, size.fractions), strict=True):
                 rows.append((memory.kind, memory.id, f"{memory.id} {pair}", path, fraction))
-                triggers.append(Trigger(memory.id, y))
+                source = f"{path} path, {digest(a.embeds)} to {digest(b.embeds)}, {fraction:g}"
+                triggers.append(Trigger(memory.id, y, source=source))
     table = pd.DataFrame(rows, columns=["memory", "image", "pair", "path", "fraction"])
     if not triggers:
         return table.assign(score=[])

@@ -65,8 +65,9 @@ def _cuts(
 
 
 def _prompt(memory: Memory) -> Found:
-    y = memory.study.model.encode_prompts(memory.prompts.prompts())[0]
-    return Found(PROMPT, memory.id, "prompt", 0, 0, y, y)
+    text = memory.prompts.prompts()
+    y = memory.study.model.encode_prompts(text)[0]
+    return Found(PROMPT, memory.id, "prompt", 0, 0, y, y, source=f"encoded: {text[0]}")
 
 
 def _relation(a: str, b: str, own: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ def settings(study: Study) -> dict[str, Setting]:
 def units_of(study: Study, found: Sequence[Found], setting: Setting) -> dict[str, Units]:
     """What a method switches off for each embedding found, by the name of its search; kept in the run."""
     decides = selection_key(study, setting)
-    keys = {f.name: {**decides, "embedding": digest(f.embeds)} for f in found}
+    keys = {f.name: {**decides, "embedding": f.source or digest(f.embeds)} for f in found}
     todo = [f for f in found if not study.store.has("units", keys[f.name])]
     for f in todo:  # one at a time: nothing is lost, and a search is long enough for a batch of its own
         units = select_units(study, f.embeds[None].to(study.model.device), [""], setting)[0]

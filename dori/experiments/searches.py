@@ -75,10 +75,11 @@ def run_searches(
     """
     noise = f"attack/{plan.init}"
     jobs, skipped = _jobs(study, prompts, units, noise, count=count, draws=draws)
-    starts = {job.place: _start(study, plan, job, noise) for job in jobs}
+    begins = {job.place: _begins(study, plan, job, noise) for job in jobs}
+    starts = {at: _start(study, plan, prompt, seed) for at, (prompt, seed) in begins.items()}
     decides = dataclasses.asdict(plan)
     del decides["steps"]
-    keys = {j.place: {**j.key, **decides, "start": digest(starts[j.place])} for j in jobs}
+    keys = {j.place: {**j.key, **decides, "start": begins[j.place]} for j in jobs}
 
     def stored(job: Job) -> Record | None:
         at = job.place
@@ -172,12 +173,19 @@ def _jobs(
     return jobs, skipped
 
 
-def _start(study: Study, plan: Attack, job: Job, noise: str) -> Tensor:
-    """(T, D); encoded by itself, as rounding in a batch would make another key of it."""
-    regular = list(study.regular.table["prompt"].drop(job.id, errors="ignore"))  # not a held-out image's own
+def _begins(study: Study, plan: Attack, job: Job, noise: str) -> tuple[str, int]:
+    """Where a search begins, as what decides it: the prompt it starts from, or the seed of random numbers."""
     seeds = [noise_seed(study.seed, f"{noise}/{job.id}", k) for k in range(job.place[1] + 1)]
-    seed = _untaken(seeds, len(regular)) if plan.init == "regular" else seeds[-1]
-    return initial_embeds(study.model, plan.init, prompts=[job.prompt], seeds=[seed], regular=regular)[0]
+    if plan.init != "regular":
+        return (job.prompt, 0) if plan.init == "prompt" else ("", seeds[-1])
+    regular = list(study.regular.table["prompt"].drop(job.id, errors="ignore"))  # not a held-out image's own
+    return (regular[_untaken(seeds, len(regular)) % len(regular)] if regular else "", 0)
+
+
+def _start(study: Study, plan: Attack, prompt: str, seed: int) -> Tensor:
+    """(T, D); encoded by itself, as rounding differs in a batch."""
+    regular = [prompt] if prompt else []
+    return initial_embeds(study.model, plan.init, prompts=[prompt], seeds=[seed], regular=regular)[0]
 
 
 def _untaken(seeds: Sequence[int], n: int) -> int:

@@ -35,6 +35,7 @@ class Found:
     draw: int  # 0: the start's own draws of (eps, t)
     start: Tensor  # (T, D)
     embeds: Tensor  # (T, D)
+    source: str = ""  # of embeds that no search ended at: what they were computed from (`drawing.Trigger`)
 
 
 def find_triggers(
@@ -77,7 +78,7 @@ def score_found(
     units, names = units or {}, [one.name for one in found]
     if len(set(names)) < len(names):
         raise DoriError(f"two triggers are called '{next(n for n in names if names.count(n) > 1)}'")
-    triggers = [Trigger(one.image, one.embeds, units.get(one.name)) for one in found]
+    triggers = [Trigger(f.image, f.embeds, units.get(f.name), source=f.source) for f in found]
     table = score_triggers(study, prompts, triggers, sampling, numbered=True)
     about, skipped = _about(study, prompts, found), table.attrs["skipped"]
     table = table.drop(

@@ -1,0 +1,98 @@
+"""Records of an earlier run in one zip file: measurements that come with the book, and how to pack them.
+
+A member is a file of a run directory under its own name, `<stage>/<key>.json` or `.safetensors`, so `unzip`
+into `records/` of a run directory gives that run back.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from dori.errors import DoriError
+
+TOUCHED = "touched.json"  # in a run directory: the records its last run asked for
+SHIPPED = Path(__file__).resolve().parents[1] / "data" / "records"
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the same records make the same file
+
+
+class Archive:
+    """All `*.zip` of a directory, read only.
+
+    One search in `share` (0: none, 1: all) is kept back and so is measured again by whoever asks for it; which
+    ones, `salt` decides. A name that is kept back counts as missing for `read` alone, `kept` still has it.
+    """
+
+    def __init__(self, directory: str | Path, *, share: float = 0.0, salt: str = "") -> None:
+        self.directory, self.share, self.salt = Path(directory), share, salt
+        if not self.directory.is_dir():
+            raise DoriError(f"no directory of records at '{directory}'; use shipped, none or a directory")
+
+    @cached_property
+    def _members(self) -> dict[str, zipfile.ZipFile]:
+        found = {}
+        for path in sorted(self.directory.glob("*.zip")):
+            try:
+                archive = zipfile.ZipFile(path)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DoriError(f"{path} cannot be read ({error}); fetch it again, or use records 'none'") from None
+            found |= dict.fromkeys(archive.namelist(), archive)
+        return found
+
+    def read(self, name: str, lot: str) -> bytes | None:
+        """A member, None if it is missing or the `lot` (what it is drawn by) is kept back."""
+        return None if self.draws(lot) else self.kept(name)
+
+    def kept(self, name: str) -> bytes | None:
+        """A member, None if it is missing."""
+        archive = self._members.get(name)
+        return archive.read(name) if archive else None
+
+    def has(self, name: str, lot: str) -> bool:
+        """Whether `read` would find it."""
+        return name in self._members and not self.draws(lot)
+
+    def draws(self, lot: str) -> bool:
+        """Whether this lot is one of those kept back."""
+        number = int.from_bytes(hashlib.sha256(f"{self.salt}/{lot}".encode()).digest()[:6], "big")
+        return number < self.share * 2**48
+
+
+def open_archive(where: str | Path, *, share: float, salt: str) -> Archive | None:
+    """`shipped` (data/records of the checkout, None outside one), `none`, or a directory. Raises DoriError."""
+    if str(where) == "none" or (str(where) == "shipped" and not SHIPPED.is_dir()):
+        return None
+    return Archive(SHIPPED if str(where) == "shipped" else where, share=share, salt=salt)
+
+
+def pack(run_dirs: Iterable[Path], out: Path) -> int:
+    """Write the records that the last runs in these directories asked for to one zip file; how many.
+
+    Run a chapter twice before: the second run asks for no more than what a run with all results needs. Raises
+    DoriError for a directory without such a run, and for a record that is missing.
+    """
+    members = dict(_asked_for(run_dirs))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".tmp")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, path in sorted(members.items()):
+            archive.writestr(zipfile.ZipInfo(name, EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    partial.replace(out)
+    return sum(name.endswith(".json") for name in members)
+
+
+def _asked_for(run_dirs: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    for run_dir in run_dirs:
+        try:
+            touched = json.loads((run_dir / TOUCHED).read_text())
+        except (OSError, ValueError):
+            raise DoriError(f"{run_dir} holds no finished run (no {TOUCHED}); run its chapter first") from None
+        for name in touched:
+            path = run_dir / "records" / f"{name}.json"
+            if not path.is_file():
+                raise DoriError(f"{run_dir}: the record {name} is missing; run its chapter again with records none")
+            yield f"{name}.json", path
+            if path.with_suffix(".safetensors").is_file():
+                yield f"{name}.safetensors", path.with_suffix(".safetensors")
