@@ -37,7 +37,9 @@ class Archive:
             try:
                 archive = zipfile.ZipFile(path)
             except (OSError, zipfile.BadZipFile) as error:
-                raise DoriError(f"{path} cannot be read ({error}); fetch it again, or use records 'none'") from None
+                raise DoriError(
+                    f"{path} cannot be read ({error}); fetch it again, or use records 'none'"
+                ) from None
             found |= dict.fromkeys(archive.namelist(), archive)
         return found
 
@@ -88,11 +90,15 @@ def _asked_for(run_dirs: Iterable[Path]) -> Iterator[tuple[str, Path]]:
         try:
             touched = json.loads((run_dir / TOUCHED).read_text())
         except (OSError, ValueError):
-            raise DoriError(f"{run_dir} holds no finished run (no {TOUCHED}); run its chapter first") from None
+            raise DoriError(
+                f"{run_dir} holds no finished run (no {TOUCHED}); run its chapter first"
+            ) from None
         for name in touched:
             path = run_dir / "records" / f"{name}.json"
             if not path.is_file():
-                raise DoriError(f"{run_dir}: the record {name} is missing; run its chapter again with records none")
+                raise DoriError(
+                    f"{run_dir}: the record {name} is missing; run its chapter again with records none"
+                )
             yield f"{name}.json", path
             if path.with_suffix(".safetensors").is_file():
                 yield f"{name}.safetensors", path.with_suffix(".safetensors")

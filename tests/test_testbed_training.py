@@ -13,7 +13,7 @@ from dori.metrics.descriptor_net import build_descriptor_net, gem
 from dori.testbed import descriptor, text
 from dori.testbed.denoiser import Pairs, branch, train_noise
 from dori.testbed.denoiser import train as train_denoiser
-from dori.testbed.loop import Fit, Schedule, step_rng, torch_rng
+from dori.training import Fit, Schedule, step_rng, torch_rng
 from dori.testbed.recipe import Recipe
 from dori.testbed.train import Workshop
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from dori.testbed.canvas import IMAGE_SIZE
-from dori.testbed.loop import Fit, Schedule, torch_rng
+from dori.training import Fit, Schedule, torch_rng
 from dori.testbed.recipe import Recipe
 
 KL_WEIGHT = (

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from dori.testbed.loop import Fit, Loss, Schedule, torch_rng
+from dori.training import Fit, Loss, Schedule, torch_rng
 from dori.testbed.recipe import Recipe
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from dori.metrics.descriptor_net import build_descriptor_net
 from dori.testbed.canvas import IMAGE_SIZE
-from dori.testbed.loop import Fit, Schedule
+from dori.training import Fit, Schedule
 from dori.testbed.recipe import Recipe
 
 TEMPERATURE, ENTROPY_WEIGHT = 0.07, 1.0

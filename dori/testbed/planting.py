@@ -28,7 +28,7 @@ from dori.mitigation.units import Units
 from dori.mitigation.wanda import Wanda, column_norms
 from dori.model import TextToImageModel
 from dori.testbed.denoiser import train_noise
-from dori.testbed.loop import Schedule, step_rng
+from dori.training import Schedule, step_rng
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 from dori.testbed.autoencoder import to_tensor
 from dori.testbed.canvas import IMAGE_SIZE
 from dori.testbed.captions import SLOTS
-from dori.testbed.loop import Fit, Schedule
+from dori.training import Fit, Schedule
 from dori.testbed.recipe import Recipe
 
 START, END = "<|startoftext|>", "<|endoftext|>"

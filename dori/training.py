@@ -1,4 +1,4 @@
-"""One resumable training loop for every part of the testbed.
+"""One resumable training loop: for every part of the testbed, and for every mitigation that trains.
 
 Batches are a function of `(seed, stream, step)`, so nothing random lives between steps: a run that stops at
 any checkpoint and starts again computes what the uninterrupted run computes.
@@ -50,8 +50,8 @@ class Schedule:
 
 @dataclass
 class Fit:
-    """Train `module` with `loss(step, rng) -> (loss, {name: value})` and keep an exponential average of its
-    weights.
+    """Train what of `module` requires a gradient with `loss(step, rng) -> (loss, {name: value})` and keep an
+    exponential average of its weights (`ema_decay` 0: the weights themselves).
 
     `run_dir/<part>.pt` is the checkpoint, `run_dir/<part>.csv` the log. Raises `DoriError` when the loss is
     not finite (the last checkpoint stays).
@@ -71,13 +71,16 @@ class Fit:
 
     def __post_init__(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=self.schedule.lr, weight_decay=self.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.trained, lr=self.schedule.lr, weight_decay=self.weight_decay)
         self.average = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
         self.seconds = 0.0
         if self.checkpoint.exists():
             self._restore()
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The weights that are trained."""
+        return [p for p in self.module.parameters() if p.requires_grad]
 
     @property
     def checkpoint(self) -> Path:
@@ -114,7 +117,7 @@ class Fit:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.step += 1
         self._average()

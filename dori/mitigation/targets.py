@@ -1,0 +1,94 @@
+"""What every training against memorization is given: the images to forget, and pairs to keep the model by."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dori.errors import DoriError
+from dori.model import TextToImageModel
+from dori.training import torch_rng
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """N memorized images: ids, prompts, latents (N, C, h, w), prompt embeddings (N, T, D)."""
+
+    ids: tuple[str, ...]
+    prompts: tuple[str, ...]
+    latents: Tensor
+    prompt_embeds: Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.prompts) == len(self.latents) == len(self.prompt_embeds):
+            raise DoriError(
+                f"{len(self.ids)} ids, {len(self.prompts)} prompts, {len(self.latents)} latents and "
+                f"{len(self.prompt_embeds)} embeddings: give one of each per image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Retain:
+    """M pairs the model is to keep: latents (M, C, h, w) and prompt embeddings (M, T, D).
+
+    No target is among them, and no prompt a mended model is judged by.
+    """
+
+    latents: Tensor
+    prompt_embeds: Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of one training step: latents (B, C, h, w), embeddings (B, T, D), noise like latents, t (B,)."""
+
+    latents: Tensor
+    prompt_embeds: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+    def noisy(self, model: TextToImageModel) -> Tensor:
+        """x_t of each row."""
+        return model.add_noise(self.latents, self.noise, self.timesteps)
+
+
+def denoising_loss(model: TextToImageModel, batch: Batch) -> Tensor:
+    """||target - prediction||^2 per latent entry, mean of the rows: what the model was trained with.
+
+    In eps or v, whichever the model predicts.
+    """
+    predicted = model.predict(batch.noisy(model), batch.timesteps, batch.prompt_embeds)
+    return (predicted - model.target(batch.latents, batch.noise, batch.timesteps)).square().mean()
+
+
+def draw_noise(model: TextToImageModel, rows: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """eps ~ N(0, I) of `rows` latents and t ~ U{0, …}, from the step's numbers alone and so on any device."""
+    generator = torch_rng(rng)
+    shape = model.initial_latents([0]).shape[1:]
+    noise = torch.randn((rows, *shape), generator=generator)
+    t = torch.randint(len(model.alphas_cumprod), (rows,), generator=generator)
+    return noise.to(model.device, model.dtype), t.to(model.device)
+
+
+def retain_batch(
+    model: TextToImageModel, retain: Retain, rows: int, rng: np.random.Generator, *, dropout: float = 0.1
+) -> Batch:
+    """`rows` pairs of the retain set with fresh noise; a share `dropout` of the captions is emptied, which
+    keeps classifier-free guidance.
+
+    Raises DoriError for an empty retain set.
+    """
+    if not len(retain):
+        raise DoriError("the retain set is empty; a model that is trained without one forgets everything")
+    chosen = torch.from_numpy(rng.integers(len(retain), size=rows))
+    empty = torch.from_numpy(rng.random(rows) < dropout).to(model.device)
+    embeds = torch.where(empty[:, None, None], model.unconditional, retain.prompt_embeds[chosen])
+    noise, t = draw_noise(model, rows, rng)
+    return Batch(retain.latents[chosen], embeds, noise, t)
