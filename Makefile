@@ -3,6 +3,8 @@
 # make lint | make serve | make hero | make clean | make distclean
 #
 # make book CHAPTER=01              draft: only this chapter is executed again
+# make book RECORDS=none               every measurement is made anew, none is taken from data/records (an hour)
+# make records                        the same, and what was measured is packed into data/records
 # make book MODEL=org/name BENCHMARK=prompts.csv PRESET=full DEVICE=cuda     the book for another model
 # make book TORCH_INDEX=URL         take torch from this index (CPU wheels on Linux: see README, "Set up")
 
@@ -24,16 +26,20 @@ MODEL ?=
 BENCHMARK ?=
 PRESET ?= quick
 DEVICE ?=
-BOOK_ARGS := --preset $(PRESET) $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MODEL),-p model $(MODEL)) \
+RECORDS ?= shipped
+BOOK_ARGS := --preset $(PRESET) -p records $(RECORDS) $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MODEL),-p model $(MODEL)) \
     $(if $(BENCHMARK),-p benchmark $(BENCHMARK)) $(if $(DEVICE),-p device $(DEVICE))
 
-.PHONY: help book test lint env serve hero clean distclean
+.PHONY: help book records test lint env serve hero clean distclean
 
 help:
-	@sed -n '1,8s/^# \{0,1\}//p' Makefile
+	@sed -n '1,10s/^# \{0,1\}//p' Makefile
 
 book: env node_modules/.stamp
 	$(BIN)/python scripts/build.py $(BOOK_ARGS)
+
+records: env
+	$(BIN)/python scripts/records.py $(if $(CHAPTER),--chapter $(CHAPTER))
 
 test: env
 	$(BIN)/python -m pytest

@@ -21,8 +21,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the same records make the same
 class Archive:
     """All `*.zip` of a directory, read only.
 
-    One search in `share` (0: none, 1: all) is kept back and so is measured again by whoever asks for it; which
-    ones, `salt` decides. A name that is kept back counts as missing for `read` alone, `kept` still has it.
+    A `share` of the members (0: none, 1: all) is kept back and so is measured again by whoever asks for it;
+    which ones, `salt` decides. What is kept back is missing for `read` and `has`, `kept` still has it.
     """
 
     def __init__(self, directory: str | Path, *, share: float = 0.0, salt: str = "") -> None:
@@ -63,7 +63,7 @@ class Archive:
 
 
 def open_archive(where: str | Path, *, share: float, salt: str) -> Archive | None:
-    """`shipped` (data/records of the checkout, None outside one), `none`, or a directory. Raises DoriError."""
+    """`shipped` (data/records, None outside a checkout), `none`, or a directory. Raises DoriError."""
     if str(where) == "none" or (str(where) == "shipped" and not SHIPPED.is_dir()):
         return None
     return Archive(SHIPPED if str(where) == "shipped" else where, share=share, salt=salt)

@@ -155,7 +155,7 @@ class RunStore:
             "wall_seconds": round(time.time() - self.started, 2),
             "records_computed": self.computed,
             "records_shipped": len(self.shipped),
-            "records_repeated": {s: {"n": len(d), "largest": max(d)} for s, d in self.repeated().items()},
+            "records_repeated": self.repeated(),
             **more,
         }
 

@@ -60,6 +60,7 @@ def assemble(layout: Layout) -> None:
             "claims": pages.claims_part(verdicts, (path.stem for path in layout.chapters())),
             "figures": pages.figures_part(figures),
             "presets": pages.presets_part(),
+            "measurements": pages.measurements_part(records),
             "provenance": pages.provenance_part(records, git_commit(layout.root)),
         },
     )

@@ -1,10 +1,12 @@
 """What every training against memorization is given: the images to forget, and pairs to keep the model by."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dori.errors import DoriError
 from dori.model import TextToImageModel
@@ -59,13 +61,44 @@ class Batch:
         return model.add_noise(self.latents, self.noise, self.timesteps)
 
 
+@contextlib.contextmanager
+def trainable(unet: nn.Module, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[None]:
+    """Inside, weights whose name is wanted require a gradient and no others do; put back at the end.
+
+    The network is left in evaluation mode. Raises DoriError if no name is wanted.
+    """
+    before = {name: p.requires_grad for name, p in unet.named_parameters()}
+    if not any(map(wanted, before)):
+        raise DoriError("no weight of this model is among those that are to be trained")
+    try:
+        for name, p in unet.named_parameters():
+            p.requires_grad_(wanted(name))
+        yield
+    finally:
+        for name, p in unet.named_parameters():
+            p.requires_grad_(before[name])
+        unet.eval()
+
+
 def denoising_loss(model: TextToImageModel, batch: Batch) -> Tensor:
     """||target - prediction||^2 per latent entry, mean of the rows: what the model was trained with.
 
     In eps or v, whichever the model predicts.
     """
+    return denoising_errors(model, batch).mean()
+
+
+def denoising_errors(model: TextToImageModel, batch: Batch) -> Tensor:
+    """`denoising_loss` of each row, (B,)."""
     predicted = model.predict(batch.noisy(model), batch.timesteps, batch.prompt_embeds)
-    return (predicted - model.target(batch.latents, batch.noise, batch.timesteps)).square().mean()
+    error = predicted - model.target(batch.latents, batch.noise, batch.timesteps)
+    return error.float().square().flatten(1).mean(1)
+
+
+def together(*batches: Batch) -> Batch:
+    """One batch of all rows."""
+    parts = ("latents", "prompt_embeds", "noise", "timesteps")
+    return Batch(*(torch.cat([getattr(b, part) for b in batches]) for part in parts))
 
 
 def draw_noise(model: TextToImageModel, rows: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

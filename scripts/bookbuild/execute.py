@@ -27,6 +27,8 @@ from bookbuild.stage import prepare_chapter
 # Read by the build and the tests alone: a change there changes no output of a chapter.
 NOT_READ_BY_CHAPTERS = {"expected.yml"}
 INJECTED = "injected-parameters"
+SAME = 0.05  # a measurement made again agrees with the shipped one if no number differs by more (store)
+ENOUGH = 0.9  # share of them that has to
 KERNEL = Config({"KernelManager": {"transport": "ipc"}})  # files between build and kernel, no open ports
 
 
@@ -114,6 +116,30 @@ def run_notebook(layout: Layout, prepared: Path, parameters: Mapping[str, Any]) 
     return tidy(notebook)
 
 
+def measured(run_dir: Path, chapter: str) -> dict[str, Any]:
+    """Where a chapter's measurements came from: shipped with the book, or made now, anew or again.
+
+    Raises BuildError if too few of those made again agree with the shipped ones.
+    """
+    path = run_dir / "provenance.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    again = [d for differences in found.get("records_repeated", {}).values() for d in differences]
+    agree = sum(d <= SAME for d in again)
+    if agree < ENOUGH * len(again):
+        raise BuildError(
+            f"{chapter}: {len(again)} shipped measurements were made again and only {agree} agree within "
+            f"{SAME}; see records_repeated in {path}, and `make records` if the methods changed"
+        )
+    new = found.get("records_computed", 0) - len(again)
+    return {
+        "shipped": found.get("records_shipped", 0),
+        "new": max(0, new),
+        "again": len(again),
+        "agree": agree,
+        "largest": max(again, default=0.0),
+    }
+
+
 def peak_memory() -> float:
     """GiB that the largest kernel so far has held at once; Linux counts in KiB, macOS in bytes."""
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
@@ -161,6 +187,7 @@ class Executor:
             "peak_gib": round(peak_memory(), 2),
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "commit": git_commit(self.layout.root),
+            "measured": measured(headlines.parent, source.stem),
             "figures": read_headlines(headlines),
         }
         self.save(notebook, record)

@@ -163,6 +163,19 @@ def provenance_part(records: list[Mapping[str, Any]], commit: str) -> str:
     return f"{runs}\nAll chapters together: {total:.1f} minutes.\n\n{machine}"
 
 
+def measurements_part(records: list[Mapping[str, Any]]) -> str:
+    """Where the measurements of each chapter came from, and how those made again compare."""
+    header = ("Chapter", "Shipped", "Made in this build", "Made again", "of them alike", "Largest difference")
+    counts = [(r["chapter"], r["measured"]) for r in records if r.get("measured")]
+    return table(
+        header,
+        (
+            [chapter_link(c), m["shipped"], m["new"], m["again"], m["agree"], f"{m['largest']:.2g}"]
+            for c, m in counts
+        ),
+    )
+
+
 def machine_rows(commit: str) -> list[tuple[str, str]]:
     """The machine and the versions of this build."""
     rows = [

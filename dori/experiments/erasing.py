@@ -1,0 +1,101 @@
+"""Chapter 4: which images are erased and which are spared, what the model is kept by, what stands in."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dori.benchmark import Benchmark
+from dori.errors import DoriError
+from dori.experiments.foundations import halved
+from dori.experiments.replication import top_prompts
+from dori.experiments.selections import Setting, find_units
+from dori.mitigation.surrogates import Drawing, Surrogate, make_surrogates
+from dori.mitigation.targets import Retain, Targets
+from dori.mitigation.wanda import Wanda
+from dori.study import Study
+
+RETAIN = (
+    2048  # pairs that hold the model; of the testbed's training set, else of the benchmark's regular rows
+)
+PRUNING = Wanda(0.15, conditional_only=True)  # what surrogates are drawn under: chapter 2's choice
+ENCODED_AT_ONCE = 256
+
+
+def erased(study: Study, split: str = "test") -> Benchmark:
+    """The images that are erased: one half of those with the most copies."""
+    return halved(top_prompts(study)).select(split=split)
+
+
+def spared(study: Study, split: str = "test") -> Benchmark:
+    """The other half, which nobody asked to erase."""
+    return erased(study, "validation" if split == "test" else "test")
+
+
+def as_targets(study: Study, prompts: Benchmark) -> Targets:
+    """Images and prompts of a benchmark, encoded. Raises DoriError for an image that cannot be read."""
+    images = prompts.images(size=study.model.defaults.image_size)
+    texts = prompts.prompts()
+    latents, embeds = study.model.encode_images(images), study.model.encode_prompts(texts)
+    return Targets(tuple(prompts.ids), tuple(texts), latents, embeds)
+
+
+def retain_pairs(study: Study, count: int = RETAIN) -> Retain:
+    """Pairs that hold the model, none of which it is judged by.
+
+    The testbed's are painted again, the first of its training set. Another benchmark gives its regular rows
+    from the preset's number on, as those before are the ones that utility is measured on. Raises DoriError if
+    there are none.
+    """
+    if study.bundled:
+        from dori.testbed import dataset
+        from dori.testbed.painter import paint
+
+        pixels, table = paint(dataset.REGULAR, range(count))
+        images, texts = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, list(table["caption"])
+    else:
+        rest = study.regular.ids[study.preset.regular or 0 :][:count]
+        if not rest:
+            raise DoriError(
+                f"{study.regular.name} has {len(study.regular)} regular rows and all are kept for judging; "
+                "give more rows of kind none to hold the model by"
+            )
+        images = study.regular.images(rest, size=study.model.defaults.image_size)
+        texts = study.regular.prompts(rest)
+    return Retain(_in_parts(study.model.encode_images, images), _in_parts(study.model.encode_prompts, texts))
+
+
+def search_prompts(study: Study) -> list[str]:
+    """Regular prompts that a search of the training may start from: those of the retain set's sort.
+
+    Held-out prompts stay with the attacker that judges.
+    """
+    if not study.bundled:
+        return study.regular.prompts(study.regular.ids[study.preset.regular or 0 :])
+    from dori.testbed import dataset
+    from dori.testbed.painter import paint
+
+    return list(dict.fromkeys(paint(dataset.REGULAR, range(256))[1]["caption"]))
+
+
+def surrogates_for(
+    study: Study, prompts: Benchmark, setting: Setting = PRUNING, plan: Drawing | None = None
+) -> list[Surrogate]:
+    """Surrogates of each row, painted by the model pruned for it, refused where they copy any of the rows."""
+    plan = plan or Drawing(steps=study.sampling().steps, seed=study.seed)
+    plan = dataclasses.replace(plan, guidance_scale=plan.guidance_scale or study.sampling().guidance_scale)
+    return make_surrogates(
+        study.model,
+        as_targets(study, prompts),
+        prompts.images(size=study.model.defaults.image_size),
+        study.descriptor,
+        find_units(study, prompts, setting),
+        plan,
+        regular=search_prompts(study),
+    )
+
+
+def _in_parts(encode, items: Tensor | Sequence[str]) -> Tensor:
+    parts = range(0, len(items), ENCODED_AT_ONCE)
+    return torch.cat([encode(items[k : k + ENCODED_AT_ONCE]) for k in parts])

@@ -1,0 +1,242 @@
+"""Adversarial fine-tuning (arXiv 2507.16880, section 5): search triggers, train the whole model against them.
+
+A round takes a few images, searches a trigger of each on the weights of the moment (`dori_attack`), and then
+trains the UNet to answer these triggers with another image, the surrogate, while regular pairs keep it as it
+is. Autoencoder and text encoder stay frozen.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dori.attack import INITS, Attack, dori_attack, initial_embeds
+from dori.errors import DoriError
+from dori.mitigation.lora import adapted
+from dori.mitigation.targets import (
+    Batch,
+    Retain,
+    Targets,
+    denoising_errors,
+    draw_noise,
+    retain_batch,
+    together,
+)
+from dori.model import TextToImageModel
+from dori.training import Fit, Loss, Schedule, step_rng
+
+PART = "adversarial"
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Settings. The paper gives 5 epochs, unit weights of both losses, DoRI's own settings for the search and
+    the full model; what it does not give is marked *ours*. Raises DoriError for settings that are none.
+    """
+
+    epochs: int = 5
+    search: Attack = field(default_factory=Attack)  # of each round; its `init` is not used, see `inits`
+    inits: tuple[str, ...] = INITS  # ours: where a search starts, drawn anew for each image and round
+    at_once: int = 4  # ours: images of a round
+    steps: int = 10  # ours: training steps on the triggers of one round
+    draws: int = 1  # ours: rows (surrogate, eps, t) of each image in a step
+    retain: int = 8  # ours: regular pairs in a step
+    dropout: float = 0.1  # ours: share of their captions that is emptied
+    weight: float = 1.0  # of the loss on triggers; that of regular pairs is 1
+    lr: float = 1e-5  # ours: AdamW, constant
+    ema: float = 0.0  # ours: decay of an average of the weights; 0: none
+    rank: int | None = None  # LoRA adapters of this rank instead of the full model
+    autocast: bool = False  # bfloat16 arithmetic, weights as they are
+    checkpointing: bool = False  # compute activations twice instead of keeping them
+
+    def __post_init__(self) -> None:
+        counts = (self.epochs, self.at_once, self.steps, self.draws)
+        wrong = {
+            f"initialisations {list(self.inits)}: use {', '.join(INITS)}": not self.inits
+            or not set(self.inits) <= set(INITS),
+            f"{counts} epochs, images, steps and draws: use at least 1 of each": min(counts) < 1,
+            f"{self.retain} regular pairs a step: use at least 0": self.retain < 0,
+            f"a LoRA rank of {self.rank}: use at least 1": self.rank is not None and self.rank < 1,
+            f"a learning rate of {self.lr}: use a positive number": not 0 < self.lr < float("inf"),
+        }
+        for message, applies in wrong.items():
+            if applies:
+                raise DoriError(message)
+
+    def rounds(self, targets: int) -> int:
+        """Rounds of one epoch: each takes `at_once` images, the last one what is left."""
+        return -(-targets // self.at_once)
+
+    def total(self, targets: int) -> int:
+        """Training steps in all."""
+        return self.epochs * self.rounds(targets) * self.steps
+
+
+def adversarial(
+    model: TextToImageModel,
+    targets: Targets,
+    surrogates: Sequence[Tensor],
+    retain: Retain,
+    settings: Adversarial | None = None,
+    *,
+    run_dir: Path,
+    seed: int = 0,
+    regular: Sequence[str] = (),
+    part: str = PART,
+) -> None:
+    """Train `model.unet` in place until no trigger that is found returns a target.
+
+    `surrogates` are latents (S_i, C, h, w) of each target (`surrogates.make_surrogates`), `regular` prompts
+    that searches may start from. A checkpoint after each round, `run_dir/<part>.pt`; a run that was stopped
+    goes on from it and ends with the very weights of one that was not. The weights at the end of epoch k are
+    kept in `run_dir/<part>-epoch-k.safetensors`, with LoRA those at the end alone. Source: arXiv 2507.16880,
+    section 5. Raises DoriError for a target without surrogates, an empty retain set, and a loss or a search
+    that is not finite: the last good checkpoint stays.
+    """
+    settings = settings or Adversarial()
+    if len(surrogates) != len(targets) or not all(len(s) for s in surrogates):
+        raise DoriError(f"{len(targets)} targets: give at least one surrogate for each")
+    duel = _Duel(model, targets, surrogates, retain, settings, seed=seed, regular=regular)
+    length = settings.rounds(len(targets)) * settings.steps
+    loss = duel.loss if settings.rank else _keeping_epochs(duel.loss, model.unet, length, run_dir / part)
+    with adapted(model.unet, settings.rank, seed=seed), _checkpointed(model.unet, on=settings.checkpointing):
+        fit = Fit(
+            part,
+            model.unet,
+            loss,
+            Schedule(settings.total(len(targets)), settings.lr, warmup=1, decay=0),
+            run_dir,
+            seed,
+            ema_decay=settings.ema,
+            checkpoint_every=settings.steps,
+        )
+        fit.run()
+    save_epoch(model.unet, run_dir / part, settings.epochs)
+
+
+class _Duel:
+    """The two sides of the training: triggers of the round, and the loss against them."""
+
+    def __init__(
+        self,
+        model: TextToImageModel,
+        targets: Targets,
+        surrogates: Sequence[Tensor],
+        retain: Retain,
+        settings: Adversarial,
+        *,
+        seed: int,
+        regular: Sequence[str],
+    ) -> None:
+        self.model, self.targets, self.surrogates, self.retain = model, targets, surrogates, retain
+        self.settings, self.seed, self.regular = settings, seed, list(regular)
+        self.inits = [init for init in settings.inits if init != "regular" or self.regular]
+        self.round, self.rows, self.triggers = -1, np.zeros(0, int), torch.zeros(0)
+        if not self.inits:
+            raise DoriError("searches are to start from regular prompts and there are none")
+
+    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """L_adv + L_DM of one step, and both apart."""
+        number = step // self.settings.steps
+        if number != self.round:
+            self.rows, self.triggers = self.search(number)
+            self.round = number
+        against = self.against(rng)
+        batches = [against]
+        if self.settings.retain:
+            batches.append(
+                retain_batch(
+                    self.model, self.retain, self.settings.retain, rng, dropout=self.settings.dropout
+                )
+            )
+        kind = self.model.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.settings.autocast):
+            errors = denoising_errors(self.model, together(*batches))
+        n = len(against.latents)
+        adversarial, kept = (
+            errors[:n].mean(),
+            errors[n:].mean() if self.settings.retain else errors.new_zeros(()),
+        )
+        return self.settings.weight * adversarial + kept, {
+            "adversarial": adversarial.item(),
+            "retain": kept.item(),
+        }
+
+    def against(self, rng: np.random.Generator) -> Batch:
+        """`draws` rows of each image of the round: a surrogate of it, its trigger, fresh noise."""
+        rows = np.tile(np.arange(len(self.rows)), self.settings.draws)
+        some = [self.surrogates[self.rows[r]] for r in rows]
+        latents = torch.stack([s[int(rng.integers(len(s)))] for s in some])
+        noise, t = draw_noise(self.model, len(rows), rng)
+        return Batch(latents.to(noise), self.triggers[rows].to(noise), noise, t)
+
+    def search(self, number: int) -> tuple[np.ndarray, Tensor]:
+        """Images of a round and a trigger of each, (n, T, D), on the weights of the moment.
+
+        All random numbers follow from the seed and the round's number. Raises DoriError if no search is
+        finite.
+        """
+        rng = step_rng(self.seed, "triggers", number)
+        epoch, place = divmod(number, self.settings.rounds(len(self.targets)))
+        order = step_rng(self.seed, "order", epoch).permutation(len(self.targets))
+        rows = order[place * self.settings.at_once :][: self.settings.at_once]
+        seeds = rng.integers(2**48, size=len(rows)).tolist()
+        starts = torch.stack([self._start(int(r), s, rng) for r, s in zip(rows, seeds, strict=True)])
+        trained = [p for p in self.model.unet.parameters() if p.requires_grad]
+        for p in trained:  # during the search no gradient of a weight exists
+            p.requires_grad_(False)
+        try:
+            found = dori_attack(
+                self.model, self.targets.latents[rows], starts, self.settings.search, seeds=seeds
+            )
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
+        good = ~found.failed
+        if not good.any():
+            raise DoriError(
+                f"round {number}: no search for a trigger stays finite, the weights are spoilt; the last "
+                "good checkpoint is kept. Lower the learning rate and start again."
+            )
+        return rows[good.cpu().numpy()], found.embeds[good].detach()
+
+    def _start(self, row: int, seed: int, rng: np.random.Generator) -> Tensor:
+        init = self.inits[int(rng.integers(len(self.inits)))]
+        prompt = [self.targets.prompts[row]]
+        return initial_embeds(self.model, init, prompts=prompt, seeds=[seed], regular=self.regular)[0]
+
+
+def save_epoch(unet: nn.Module, stem: Path, epoch: int) -> None:
+    """The weights as they are, `<stem>-epoch-<k>.safetensors`, whole or not at all."""
+    path = stem.with_name(f"{stem.name}-epoch-{epoch}.safetensors")
+    partial = path.with_suffix(".tmp")
+    save_file({k: v.detach().cpu().contiguous() for k, v in unet.state_dict().items()}, partial)
+    partial.replace(path)
+
+
+def _keeping_epochs(loss: Loss, unet: nn.Module, length: int, stem: Path) -> Loss:
+    """`loss`, which before the first step of an epoch but the first keeps the weights of the one before."""
+
+    def kept(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        if step and step % length == 0:
+            save_epoch(unet, stem, step // length)
+        return loss(step, rng)
+
+    return kept
+
+
+@contextlib.contextmanager
+def _checkpointed(unet: nn.Module, *, on: bool) -> Iterator[None]:
+    """Gradient checkpointing while the training runs."""
+    if on:
+        unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if on:
+            unet.disable_gradient_checkpointing()

@@ -1,0 +1,141 @@
+"""Records that come with the book: packed, found by what decides them, held back and compared."""
+
+import json
+import zipfile
+
+import pytest
+import torch
+
+from dori.archive import TOUCHED, Archive, open_archive, pack
+from dori.errors import DoriError
+from dori.store import Record, RunStore
+
+ITEMS = [{"item": k, "step": s} for k in range(40) for s in (10, 50)]
+
+
+def record(k: int, more: float = 0.0) -> Record:
+    return Record({"scores": [k + more, 0.5]}, {"embeds": torch.full((2,), float(k))})
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    """A directory of records: those of ITEMS, made by a run."""
+    store = RunStore(tmp_path / "run")
+    for n, decides in enumerate(ITEMS):
+        store.save("score", decides, record(n))
+    store.note_touched()
+    assert pack([tmp_path / "run"], tmp_path / "records" / "one.zip") == len(ITEMS)
+    return tmp_path / "records"
+
+
+def test_a_record_of_the_archive_is_what_was_measured(shipped, tmp_path):
+    store = RunStore(tmp_path / "other", Archive(shipped))
+    for n, decides in enumerate(ITEMS):
+        assert store.has("score", decides)
+        found = store.find("score", decides)
+        assert found.values == record(n).values
+        assert torch.equal(found.tensors["embeds"], record(n).tensors["embeds"])
+    assert store.computed == 0
+    assert not list((tmp_path / "other").rglob("*.json"))
+
+
+@pytest.mark.parametrize("decides", [{"item": 0, "step": 11}, {"item": 99, "step": 10}, {"item": 0}])
+def test_another_key_finds_nothing(shipped, tmp_path, decides):
+    store = RunStore(tmp_path / "other", Archive(shipped))
+    assert not store.has("score", decides)
+    assert store.find("score", decides) is None
+    assert store.find("attack", ITEMS[0]) is None
+
+
+def test_what_the_run_has_itself_comes_first(shipped, tmp_path):
+    store = RunStore(tmp_path / "other", Archive(shipped))
+    store.save("score", ITEMS[3], record(7))
+    assert store.find("score", ITEMS[3]).values == record(7).values
+
+
+def test_a_share_is_held_back_by_search_and_by_commit(shipped, tmp_path):
+    def missing(share: float, salt: str) -> set[int]:
+        store = RunStore(tmp_path / "other", Archive(shipped, share=share, salt=salt))
+        gone = [decides for decides in ITEMS if store.find("score", decides) is None]
+        assert all(store.has("score", d) == (d not in gone) for d in ITEMS)
+        whole = {d["item"] for d in gone}
+        assert len(gone) == 2 * len(whole)  # both looks at a search, or none
+        return whole
+
+    assert missing(0, "a") == set()
+    assert missing(1, "a") == set(range(40))
+    some = missing(0.25, "a")
+    assert 2 <= len(some) <= 20
+    assert some == missing(0.25, "a") != missing(0.25, "b")
+
+
+def test_what_is_measured_again_is_compared(shipped, tmp_path):
+    store = RunStore(tmp_path / "other", Archive(shipped, share=1))
+    assert store.repeated() == {}
+    store.save("score", ITEMS[0], record(0, 0.25))
+    store.save("score", ITEMS[1], record(1))
+    store.save("score", {"item": "new"}, record(5))  # nothing to compare with
+    assert sorted(store.repeated()["score"]) == [0.0, 0.25]
+    found = store.provenance()
+    assert found["records_computed"] == 3
+    assert sorted(found["records_repeated"]["score"]) == [0.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ({"a": [1.0, 2.0]}, {"a": [1.0, 2.5]}, 0.2),  # of 2.5
+        ({"a": 0.1}, {"a": 0.3}, 0.2),
+        ({"a": "x"}, {"a": "x"}, 0.0),
+        ({"a": "x"}, {"a": "y"}, float("inf")),
+        ({"a": [1.0]}, {"a": [1.0, 1.0]}, float("inf")),
+        ({"a": 1.0}, {"b": 1.0}, float("inf")),
+    ],
+)
+def test_how_far_two_measurements_lie_apart(shipped, tmp_path, ours, theirs, expected):
+    first, second = RunStore(tmp_path / "first"), tmp_path / "second"
+    first.save("x", {"item": 1}, Record(theirs))
+    first.note_touched()
+    pack([tmp_path / "first"], second / "x.zip")
+    store = RunStore(tmp_path / "third", Archive(second, share=1))
+    store.save("x", {"item": 1}, Record(ours))
+    assert store.repeated()["x"] == pytest.approx([expected])
+
+
+def test_only_what_the_last_run_asked_for_is_packed(tmp_path):
+    first = RunStore(tmp_path / "run")
+    for n, decides in enumerate(ITEMS):
+        first.save("image", decides, record(n))
+    again = RunStore(tmp_path / "run")
+    again.find("image", ITEMS[5])
+    again.note_touched()
+    assert pack([tmp_path / "run"], tmp_path / "x.zip") == 1
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        names = archive.namelist()
+    assert sorted(n.rsplit(".")[-1] for n in names) == ["json", "safetensors"]
+
+
+def test_the_same_records_make_the_same_file(shipped, tmp_path):
+    pack([tmp_path / "run"], tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == (shipped / "one.zip").read_bytes()
+
+
+def test_an_unpacked_archive_is_a_run_directory(shipped, tmp_path):
+    zipfile.ZipFile(shipped / "one.zip").extractall(tmp_path / "back" / "records")
+    store = RunStore(tmp_path / "back")
+    assert all(store.find("score", d).values == record(n).values for n, d in enumerate(ITEMS))
+
+
+def test_mistakes_cost_one_line(tmp_path, shipped):
+    with pytest.raises(DoriError, match="no directory of records at"):
+        open_archive(tmp_path / "nowhere", share=0, salt="")
+    assert open_archive("none", share=0, salt="") is None
+    (shipped / "two.zip").write_bytes(b"not a zip file")
+    with pytest.raises(DoriError, match=r"two\.zip cannot be read"):
+        RunStore(tmp_path / "r", Archive(shipped)).find("score", ITEMS[0])
+    with pytest.raises(DoriError, match="holds no finished run"):
+        pack([tmp_path / "nowhere"], tmp_path / "x.zip")
+    (tmp_path / "run" / TOUCHED).write_text(json.dumps(["score/gone"]))
+    with pytest.raises(DoriError, match="score/gone is missing"):
+        pack([tmp_path / "run"], tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
