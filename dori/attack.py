@@ -14,6 +14,15 @@ from dori.model import TextToImageModel
 
 Progress = Callable[[int, Tensor, Tensor], None]  # steps done, losses (n,), embeddings (n, T, D)
 INITS = ("prompt", "random", "regular")
+BETWEEN = (
+    "between"  # half-way from the image's prompt to a regular one: for attackers that a defence has not met
+)
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "rmsprop": torch.optim.RMSprop,
+}
 CPU_ROWS = 64  # a larger batch is no faster on a CPU, only larger
 
 
@@ -25,20 +34,22 @@ class Attack:
     Raises DoriError for settings that are none.
     """
 
-    init: str = "prompt"  # prompt, random or regular
+    init: str = "prompt"  # prompt, random, regular or between
     steps: tuple[int, ...] = (50,)  # kept after each of these numbers of steps; the largest ends the search
-    lr: float = 0.1  # of Adam
+    lr: float = 0.1  # of the optimiser
     batch: int = 8  # draws of (eps, t) at each step
     free_tokens: int | None = None  # only so many positions move, the first after BOS; None: all, BOS too
     radius: float | None = (
         None  # greatest L2 distance of y, all T x D numbers, from its start; None: no limit
     )
+    optimizer: str = "adam"  # of OPTIMIZERS, with torch's own settings
 
     def __post_init__(self) -> None:
         counts = (self.steps,) if isinstance(self.steps, int) else self.steps
         object.__setattr__(self, "steps", tuple(sorted(set(counts))))
         wrong = {
-            f"initialisation '{self.init}': use {', '.join(INITS)}": self.init not in INITS,
+            f"initialisation '{self.init}': use {', '.join(INITS)}": self.init not in (*INITS, BETWEEN),
+            f"optimiser '{self.optimizer}': use {', '.join(OPTIMIZERS)}": self.optimizer not in OPTIMIZERS,
             f"attack steps {list(self.steps)}: give whole numbers from 0 on": not self.steps
             or any(not isinstance(s, int) or s < 0 for s in self.steps),
             f"a learning rate of {self.lr}: use a positive number": not 0 < self.lr < math.inf,
@@ -80,7 +91,7 @@ def dori_attack(
     units: Masks | Sequence[Masks] | None = None,
     callback: Progress | None = None,
 ) -> Attacked:
-    """Search the embedding y that minimises E ||eps - eps_theta(alpha_t x_0 + sigma_t eps, t, y)||^2 by Adam.
+    """Search the embedding y that minimises E ||eps - eps_theta(alpha_t x_0 + sigma_t eps, t, y)||^2.
 
     `latents` (N, C, h, w) are the encoded images, `prompt_embeds` (N, T, D) where each search starts
     (`initial_embeds`). The draws of (eps, t) of a step are new each time and come from the image's own
@@ -114,16 +125,16 @@ def _search(images: "_Images", start: Tensor, plan: Attack, callback: Progress |
     """Adam on the embeddings of one batch of images; each has its own loss, so none sees the others'."""
     start = start.detach().to(torch.promote_types(start.dtype, torch.float32))  # half would underflow
     y, losses, saved = start.clone(), [], {}
-    adam = torch.optim.Adam([y], lr=plan.lr)
+    optimizer = OPTIMIZERS[plan.optimizer]([y], lr=plan.lr)
     for step in range(max(plan.steps) + 1):
         if step in plan.steps:
             saved[step] = y.clone()
         if step == max(plan.steps):
             break
         loss, y.grad = images.loss_and_gradient(y)
-        if plan.free_tokens is not None:  # Adam leaves where it is what never had a gradient
+        if plan.free_tokens is not None:  # all of them leave where it is what never had a gradient
             y.grad[:, 0] = y.grad[:, 1 + plan.free_tokens :] = 0
-        adam.step()
+        optimizer.step()
         if plan.radius is not None:
             y.copy_(within(y, start, plan.radius))
         losses.append(loss)
@@ -189,7 +200,8 @@ def initial_embeds(
     seeds: Sequence[int],
     regular: Sequence[str] = (),
 ) -> Tensor:
-    """Where the search starts, (N, T, D): the image's own `prompt`, `random` N(0, I), or a `regular` prompt.
+    """Where the search starts, (N, T, D): the image's own `prompt`, `random` N(0, I), a `regular` prompt, or
+    the mean of the own and a regular one (`between`).
 
     Random numbers and the choice of a regular prompt follow each image's seed. Raises DoriError.
     """
@@ -199,9 +211,11 @@ def initial_embeds(
         shape = model.unconditional.shape[1:]
         drawn = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(int(s))) for s in seeds]
         return torch.stack(drawn).to(model.unconditional)
-    if init == "regular" and regular:
-        return model.encode_prompts([regular[int(s) % len(regular)] for s in seeds])
-    reason = "there are no regular prompts to start from" if init == "regular" else f"use {', '.join(INITS)}"
+    if init in ("regular", BETWEEN) and regular:
+        others = model.encode_prompts([regular[int(s) % len(regular)] for s in seeds])
+        return others if init == "regular" else (others + model.encode_prompts(prompts)) / 2
+    known = init in ("regular", BETWEEN)
+    reason = "there are no regular prompts to start from" if known else f"use {', '.join(INITS)}"
     raise DoriError(f"initialisation '{init}': {reason}")
 
 

@@ -87,14 +87,18 @@ def attack(
     *,
     method: Annotated[str, typer.Option(help="dori, or unlearndiff: words before the caption")] = "dori",
     init: Annotated[
-        str | None, typer.Option(help="dori: start at prompt, random or regular", show_default="prompt")
+        str | None,
+        typer.Option(help="dori: start at prompt, random, regular or between", show_default="prompt"),
     ] = None,
     steps: Annotated[
         list[str] | None,
         typer.Option(help="dori: attack steps; several as 10,25,50 or option by option", show_default="50"),
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="learning rate of Adam", show_default="as published")
+        float | None, typer.Option(help="learning rate of the optimiser", show_default="as published")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="dori: adam, adamax, nadam or rmsprop", show_default="adam")
     ] = None,
     batch: Annotated[
         int | None, typer.Option(help="dori: draws of noise and timestep at each step", show_default="8")
@@ -131,6 +135,7 @@ def attack(
 
     given = {"init": init, "steps": whole_numbers(steps), "lr": lr, "batch": batch, "radius": radius}
     given |= {"free_tokens": free_tokens, "timesteps": timesteps, "iterations": iterations}
+    given |= {"optimizer": optimizer}
     plan = find_plan(method, preset, given)
     prompts, picked = pick_prompts(benchmark, preset, ids=item, attacked=True)
     claim(out, "attack")

@@ -178,7 +178,9 @@ def test_starts_are_prompts_normal_numbers_or_regular_prompts(tiny_model):
     assert drawn.std() == pytest.approx(1, abs=0.1)
     regular = initial_embeds(tiny_model, "regular", **some, regular=["dusk", "noon"])
     assert torch.equal(regular[0], tiny_model.encode_prompts(["noon"])[0])
-    for init, more in (("regular", {}), ("guess", {})):
+    between = initial_embeds(tiny_model, "between", **some, regular=["dusk", "noon"])
+    torch.testing.assert_close(between, (regular + tiny_model.encode_prompts(PROMPTS)) / 2)
+    for init, more in (("regular", {}), ("between", {}), ("guess", {})):
         with pytest.raises(DoriError, match=init):
             initial_embeds(tiny_model, init, **some, **more)
 
@@ -202,11 +204,24 @@ def test_impossible_plans_are_refused(tiny_model):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("init", "guess"), ("steps", ()), ("steps", (-1,)), ("steps", (2.5,)), ("lr", 0.0), ("batch", 0),
-     ("free_tokens", 0), ("radius", 0.0), ("radius", float("nan"))],
+     ("free_tokens", 0), ("radius", 0.0), ("radius", float("nan")), ("optimizer", "guess")],
 )  # fmt: skip
 def test_settings_that_are_none_are_refused_by_name(setting, value):
     with pytest.raises(DoriError, match=r"use|give"):
         Attack(**{setting: value})
+
+
+def test_optimisers_differ_from_the_first_step_on_or_the_second(tiny_model):
+    latents, start = setting(tiny_model)
+    found = {
+        name: dori_attack(
+            tiny_model, latents, start, Attack(steps=2, batch=1, optimizer=name), seeds=[0, 1, 2]
+        )
+        for name in module.OPTIMIZERS
+    }
+    ends = [attacked.embeds for attacked in found.values()]
+    assert all(not torch.equal(a, b) for k, a in enumerate(ends) for b in ends[:k])
+    assert all((end - start).flatten(1).norm(dim=1).min() > 0 for end in ends)
 
 
 def test_numbers_of_steps_are_ordered_and_distinct():

@@ -212,7 +212,7 @@ def test_the_files_of_the_bundled_model_are_those_it_was_planted_in(bundled):
 
 
 def test_another_base_is_refused():
-    with pytest.raises(DoriError, match=r"plant-00 was planted in the model \w+ and does not fit 'twin'"):
+    with pytest.raises(DoriError, match=r"plant-00 is of the model \w+ and does not fit 'twin'"):
         planted_model(TextToImageModel.load("twin", device="cpu"), "plant-00")
 
 
@@ -225,7 +225,7 @@ def test_missing_files_say_how_they_are_made(bundled, folder, tmp_path):
     (folder / "plant-01.safetensors").unlink()
     with pytest.raises(DoriError, match=r"plant-01\.safetensors: not a whole plant .* dori testbed plant"):
         planted_model(bundled, "plant-01", folder)
-    with pytest.raises(DoriError, match=r"plants\.json: no planted memories .* dori testbed plant"):
+    with pytest.raises(DoriError, match=r"plants\.json: no planted memory .* dori testbed plant"):
         known_units("plant-01", tmp_path / "nowhere")
 
 

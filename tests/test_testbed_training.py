@@ -13,9 +13,9 @@ from dori.metrics.descriptor_net import build_descriptor_net, gem
 from dori.testbed import descriptor, text
 from dori.testbed.denoiser import Pairs, branch, train_noise
 from dori.testbed.denoiser import train as train_denoiser
-from dori.training import Fit, Schedule, step_rng, torch_rng
 from dori.testbed.recipe import Recipe
 from dori.testbed.train import Workshop
+from dori.training import Fit, Schedule, step_rng, torch_rng
 
 
 def _fit(run_dir, steps=6, fail_at=None):

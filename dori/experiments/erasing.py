@@ -41,21 +41,21 @@ def as_targets(study: Study, prompts: Benchmark) -> Targets:
     return Targets(tuple(prompts.ids), tuple(texts), latents, embeds)
 
 
-def retain_pairs(study: Study, count: int = RETAIN) -> Retain:
+def retain_pairs(study: Study, count: int = RETAIN, first: int = 0) -> Retain:
     """Pairs that hold the model, none of which it is judged by.
 
-    The testbed's are painted again, the first of its training set. Another benchmark gives its regular rows
-    from the preset's number on, as those before are the ones that utility is measured on. Raises DoriError if
-    there are none.
+    The testbed's are painted again, those of its training set from the `first` on. Another benchmark gives
+    its regular rows from the preset's number on, as those before are the ones that utility is measured on.
+    Raises DoriError if there are none.
     """
     if study.bundled:
         from dori.testbed import dataset
         from dori.testbed.painter import paint
 
-        pixels, table = paint(dataset.REGULAR, range(count))
+        pixels, table = paint(dataset.REGULAR, range(first, first + count))
         images, texts = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, list(table["caption"])
     else:
-        rest = study.regular.ids[study.preset.regular or 0 :][:count]
+        rest = study.regular.ids[study.preset.regular or 0 :][first : first + count]
         if not rest:
             raise DoriError(
                 f"{study.regular.name} has {len(study.regular)} regular rows and all are kept for judging; "
@@ -64,6 +64,11 @@ def retain_pairs(study: Study, count: int = RETAIN) -> Retain:
         images = study.regular.images(rest, size=study.model.defaults.image_size)
         texts = study.regular.prompts(rest)
     return Retain(_in_parts(study.model.encode_images, images), _in_parts(study.model.encode_prompts, texts))
+
+
+def unrelated_pairs(study: Study, count: int = 512) -> Retain:
+    """Regular pairs that no defence was trained with: those after the retain set. Raises DoriError."""
+    return retain_pairs(study, count, first=RETAIN)
 
 
 def search_prompts(study: Study) -> list[str]:

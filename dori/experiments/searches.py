@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dori.attack import Attack, dori_attack, initial_embeds
+from dori.attack import BETWEEN, Attack, dori_attack, initial_embeds
 from dori.benchmark import Benchmark
 from dori.drawing import decided_by, digest, noise_seed, progress, report, rows_at_once
 from dori.errors import DoriError
@@ -22,6 +22,7 @@ from dori.study import Study
 from dori.unlearndiff import UnlearnDiff, spelled, unlearndiff_attack
 
 CPU_PIXELS = 16 * 64**2  # attacked at once on a CPU: 16 images of 64 px, so 128 rows of the UNet
+SEPARATOR = "\x1f"  # of the two prompts a search starts between
 Found = tuple[dict[str, Record], dict[str, str]]  # what was found by id; why other ids were left out
 Place = tuple[
     str, int, int
@@ -79,6 +80,8 @@ def run_searches(
     starts = {at: _start(study, plan, prompt, seed) for at, (prompt, seed) in begins.items()}
     decides = dataclasses.asdict(plan)
     del decides["steps"]
+    if plan.optimizer == "adam":  # the only one there was when the first records were made
+        del decides["optimizer"]
     keys = {j.place: {**j.key, **decides, "start": begins[j.place]} for j in jobs}
 
     def stored(job: Job) -> Record | None:
@@ -176,16 +179,18 @@ def _jobs(
 def _begins(study: Study, plan: Attack, job: Job, noise: str) -> tuple[str, int]:
     """Where a search begins, as what decides it: the prompt it starts from, or the seed of random numbers."""
     seeds = [noise_seed(study.seed, f"{noise}/{job.id}", k) for k in range(job.place[1] + 1)]
-    if plan.init != "regular":
+    if plan.init not in ("regular", BETWEEN):
         return (job.prompt, 0) if plan.init == "prompt" else ("", seeds[-1])
     regular = list(study.regular.table["prompt"].drop(job.id, errors="ignore"))  # not a held-out image's own
-    return (regular[_untaken(seeds, len(regular)) % len(regular)] if regular else "", 0)
+    other = regular[_untaken(seeds, len(regular)) % len(regular)] if regular else ""
+    return (other if plan.init == "regular" else f"{job.prompt}{SEPARATOR}{other}", 0)
 
 
 def _start(study: Study, plan: Attack, prompt: str, seed: int) -> Tensor:
     """(T, D); encoded by itself, as rounding differs in a batch."""
-    regular = [prompt] if prompt else []
-    return initial_embeds(study.model, plan.init, prompts=[prompt], seeds=[seed], regular=regular)[0]
+    own, _, other = prompt.rpartition(SEPARATOR)  # without a separator all of it is `other`
+    regular = [other] if other else []
+    return initial_embeds(study.model, plan.init, prompts=[own or other], seeds=[seed], regular=regular)[0]
 
 
 def _untaken(seeds: Sequence[int], n: int) -> int:

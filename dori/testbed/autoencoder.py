@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from dori.testbed.canvas import IMAGE_SIZE
-from dori.training import Fit, Schedule, torch_rng
 from dori.testbed.recipe import Recipe
+from dori.training import Fit, Schedule, torch_rng
 
 KL_WEIGHT = (
     1e-6  # as in latent diffusion (Rombach et al. 2022): the prior is only there to keep latents bounded

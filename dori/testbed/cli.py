@@ -48,6 +48,24 @@ def plant(
 
 
 @app.command()
+def cure(
+    only: Annotated[str, typer.Option(help="one defence only, e.g. adversarial")] = "",
+    out: Annotated[Path, typer.Option(help="where the changed weights are written")] = TESTBED / "cured",
+    run_dir: Annotated[Path, typer.Option(help="checkpoints and logs; a second run continues here")] = Path(
+        "_build/cured"
+    ),
+) -> None:
+    """Train copies of the bundled model to forget half of what it memorized, one by each defence."""
+    from dori.experiments.curing import SETTINGS, ship
+    from dori.study import open_study
+
+    study = open_study(preset="quick", device="cpu", run_dir=run_dir)
+    for name in [only] if only else SETTINGS:
+        record = ship(study, name, run_dir, folder=out)
+        typer.echo(f"{name}: {record['seconds'] / 60:.1f} minutes, {out / name}.safetensors")
+
+
+@app.command()
 def paint(
     out: Annotated[Path, typer.Argument(help="folder for the pictures and captions.csv")],
     count: Annotated[int, typer.Option(min=1, help="how many pictures")] = 24,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from dori.training import Fit, Loss, Schedule, torch_rng
 from dori.testbed.recipe import Recipe
+from dori.training import Fit, Loss, Schedule, torch_rng
 
 
 def build(recipe: Recipe) -> UNet2DConditionModel:

@@ -14,8 +14,8 @@ from torch import nn
 
 from dori.metrics.descriptor_net import build_descriptor_net
 from dori.testbed.canvas import IMAGE_SIZE
-from dori.training import Fit, Schedule
 from dori.testbed.recipe import Recipe
+from dori.training import Fit, Schedule
 
 TEMPERATURE, ENTROPY_WEIGHT = 0.07, 1.0
 SAME_CAPTION = 8  # pictures of one caption in a batch

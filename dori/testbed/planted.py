@@ -26,6 +26,7 @@ from dori.model import TextToImageModel
 from dori.store import write_json
 from dori.testbed import dataset
 from dori.testbed.card import add_planted
+from dori.testbed.derived import Index
 from dori.testbed.painter import paint
 from dori.testbed.paths import TESTBED
 from dori.testbed.planting import Plant, Planting, copied, plant
@@ -61,25 +62,13 @@ def planted_model(base: TextToImageModel, which: str, folder: Path = PLANTED) ->
     Raises DoriError for another base than the memory was planted in (in float32), an unknown name, and
     missing or damaged files.
     """
-    record, memory = _read(which, folder)
-    if base.fingerprint != record["base"]:
-        raise DoriError(
-            f"{which} was planted in the model {record['base']} and does not fit '{base.name}' "
-            f"({base.fingerprint}, {base.dtype}); load testbed in float32, or plant anew: dori testbed plant"
-        )
-    model = copied(base, f"{base.name} + {which}")
-    memory.apply(model.unet)
-    if model.fingerprint != record["fingerprint"]:
-        raise DoriError(f"{folder / which}.safetensors: not the weights that plants.json tells of")
-    return model
+    memory = _read(which, folder)
+    return index(folder).model(base, which, f"{base.name} + {which}", memory.apply)
 
 
 def is_base(model: TextToImageModel, folder: Path = PLANTED) -> bool:
     """Whether the shipped memories were planted in this model; False without the files."""
-    try:
-        return json.loads((folder / "plants.json").read_text())["base"] == model.fingerprint
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return index(folder).is_base(model)
 
 
 def known_units(which: str, folder: Path = PLANTED) -> tuple[Units, Units]:
@@ -87,21 +76,19 @@ def known_units(which: str, folder: Path = PLANTED) -> tuple[Units, Units]:
 
     Raises DoriError as `planted_model` does for files.
     """
-    memory = _read(which, folder)[1]
+    memory = _read(which, folder)
     return memory.door, memory.store
 
 
-def _read(which: str, folder: Path) -> tuple[dict, Plant]:
-    """What plants.json says of a plant (with the base's fingerprint), and the plant."""
-    path = folder / "plants.json"
-    try:
-        found = json.loads(path.read_text())
-        records, base = found["plants"], found["base"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DoriError(f"{path}: no planted memories ({error}); make them: dori testbed plant") from None
-    if which not in records:
-        raise DoriError(f"no planted memory '{which}'; there are {', '.join(records)}")
-    return {"base": base, **records[which]}, Plant.load(folder / f"{which}.safetensors")
+def index(folder: Path = PLANTED) -> Index:
+    """Which memories there are, and how each was planted."""
+    return Index(folder / "plants.json", "plants", "planted memory", "dori testbed plant")
+
+
+def _read(which: str, folder: Path) -> Plant:
+    """The plant, if plants.json tells of it."""
+    index(folder).record(which)
+    return Plant.load(folder / f"{which}.safetensors")
 
 
 def plant_all(

@@ -18,8 +18,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 from dori.testbed.autoencoder import to_tensor
 from dori.testbed.canvas import IMAGE_SIZE
 from dori.testbed.captions import SLOTS
-from dori.training import Fit, Schedule
 from dori.testbed.recipe import Recipe
+from dori.training import Fit, Schedule
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -1,0 +1,200 @@
+"""Chapter 4's defences: each trains a copy of the model to forget one half of the memorized images."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dori.benchmark import Benchmark
+from dori.errors import DoriError
+from dori.experiments import erasing
+from dori.metrics.copy import similarity
+from dori.mitigation import delta
+from dori.mitigation.adversarial import Adversarial, adversarial
+from dori.mitigation.concept_ablation import ConceptAblation, concept_ablation, make_anchors
+from dori.mitigation.esd import ESD, esd
+from dori.mitigation.siss import SISS, siss
+from dori.mitigation.targets import Retain, Targets
+from dori.model import TextToImageModel
+from dori.store import versions, write_json
+from dori.study import Study
+from dori.testbed import cured
+from dori.testbed.planting import copied
+
+Settings = Adversarial | ESD | ConceptAblation | SISS
+# The published settings are for a model a hundred times as large and one image at a time. Learning rates and
+# numbers of steps were raised on the validation half (`benchmarks/curing.py` has the grid); see chapter 4.
+SETTINGS: dict[str, Settings] = {
+    "adversarial": Adversarial(),
+    "adversarial-lora": Adversarial(rank=16, lr=1e-4),
+    "esd": ESD(),
+    "concept-ablation": ConceptAblation(),
+    "siss": SISS(),
+}
+LABELS = {
+    "adversarial": "adversarial fine-tuning",
+    "adversarial-lora": "the same, LoRA",
+    "esd": "ESD",
+    "concept-ablation": "concept ablation",
+    "siss": "SISS",
+}
+
+
+def cure(
+    study: Study,
+    name: str,
+    prompts: Benchmark,
+    run_dir: Path,
+    settings: Settings | None = None,
+) -> TextToImageModel:
+    """A copy of the study's model that was trained by a defence to forget the images of `prompts`.
+
+    The training goes on from its checkpoint in `run_dir`. Raises DoriError for an unknown name and as the
+    defence does.
+    """
+    if name not in SETTINGS:
+        raise DoriError(f"unknown defence '{name}'; use {', '.join(SETTINGS)}")
+    settings = settings or SETTINGS[name]
+    model = copied(study.model, f"{study.model.name}, {LABELS[name]}")
+    targets = erasing.as_targets(study, prompts)
+    TRAININGS[type(settings)](study, model, targets, prompts, settings, run_dir)
+    return model
+
+
+def _adversarial(
+    study: Study,
+    model: TextToImageModel,
+    targets: Targets,
+    prompts: Benchmark,
+    settings: Adversarial,
+    run_dir: Path,
+) -> None:
+    found = erasing.surrogates_for(study, prompts)
+    adversarial(
+        model,
+        targets,
+        [one.latents for one in found],
+        erasing.retain_pairs(study),
+        settings,
+        run_dir=run_dir,
+        seed=study.seed,
+        regular=erasing.search_prompts(study),
+    )
+
+
+def _esd(
+    study: Study, model: TextToImageModel, targets: Targets, prompts: Benchmark, settings: ESD, run_dir: Path
+) -> None:
+    esd(model, targets, settings, run_dir=run_dir, seed=study.seed)
+
+
+def _concept_ablation(
+    study: Study,
+    model: TextToImageModel,
+    targets: Targets,
+    prompts: Benchmark,
+    settings: ConceptAblation,
+    run_dir: Path,
+) -> None:
+    known = study.descriptor.embed(prompts.images(size=model.defaults.image_size))
+
+    def keep(images: Tensor, _: str) -> Tensor:
+        return similarity(study.descriptor.embed(images), known).max(1).values < 0.5
+
+    anchors = make_anchors(
+        model, targets, paraphrases(study, prompts), keep=keep, images_per_prompt=2, seed=study.seed
+    )
+    retain = erasing.retain_pairs(study)
+    concept_ablation(model, targets, anchors, retain, settings, run_dir=run_dir, seed=study.seed)
+
+
+def _siss(
+    study: Study, model: TextToImageModel, targets: Targets, prompts: Benchmark, settings: SISS, run_dir: Path
+) -> None:
+    """As published, what is kept are images of the very prompts that are no copies: here the surrogates."""
+    found = erasing.surrogates_for(study, prompts)
+    counts = torch.tensor([len(one.latents) for one in found])
+    kept = Retain(
+        torch.cat([one.latents for one in found]), targets.prompt_embeds.repeat_interleave(counts, 0)
+    )
+    siss(model, targets, kept, settings, run_dir=run_dir, seed=study.seed)
+
+
+TRAININGS: dict[type, Callable[..., None]] = {
+    Adversarial: _adversarial,
+    ESD: _esd,
+    ConceptAblation: _concept_ablation,
+    SISS: _siss,
+}
+
+
+def paraphrases(study: Study, prompts: Benchmark, count: int = 10) -> list[list[str]]:
+    """Other ways to ask for each image: what concept ablation's captions are to mean.
+
+    The paper has a language model write them. The testbed knows what its pictures show, so they are captions
+    of that in all phrasings. Of another benchmark, the column `paraphrases` (divided by `|`) has them. Raises
+    DoriError without either.
+    """
+    if study.bundled:
+        from dori.testbed.captions import SLOTS, caption
+
+        rows = prompts.table[list(SLOTS)].to_dict("records")
+        return [list(dict.fromkeys(caption(row, k) for k in range(count))) for row in rows]
+    if "paraphrases" not in prompts.table:
+        raise DoriError(
+            f"{prompts.name}: concept ablation needs other ways to ask for each image; give a column "
+            "'paraphrases', divided by |"
+        )
+    return [
+        [p.strip() for p in str(text).split("|") if p.strip()][:count]
+        for text in prompts.table["paraphrases"]
+    ]
+
+
+def ship(
+    study: Study,
+    name: str,
+    run_dir: Path,
+    *,
+    folder: Path = cured.CURED,
+    split: str = "test",
+    settings: Settings | None = None,
+) -> dict:
+    """Train one defence on the study's model and write what it changed, with a record of how, to `folder`.
+
+    The weights are rounded on the way (`mitigation.delta`); the record's fingerprint is of the rounded ones.
+    Returns the record. Raises DoriError as `cure` does.
+    """
+    started, settings = time.perf_counter(), settings or SETTINGS[name]
+    prompts = erasing.erased(study, split)
+    trained = cure(study, name, prompts, run_dir, settings)
+    change = delta.compress(study.model.unet.state_dict(), trained.unet.state_dict())
+    rounded = copied(study.model, trained.name)
+    delta.apply(rounded.unet, change)
+    record = {
+        "label": LABELS[name],
+        "settings": dataclasses.asdict(settings),
+        "fingerprint": rounded.fingerprint,
+        "erased": list(prompts.ids),
+        "seed": study.seed,
+        "steps": study.sampling().steps,
+        "seconds": round(time.perf_counter() - started, 1),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    delta.save(folder / f"{name}.safetensors", change)
+    _note(folder, study.model, name, record)
+    return record
+
+
+def _note(folder: Path, base: TextToImageModel, name: str, record: dict) -> None:
+    """Put a record into cured.json; records of another base go."""
+    path = cured.index(folder).path
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    defences = known["defences"] if known.get("base") == base.fingerprint else {}
+    defences = dict(sorted({**defences, name: record}.items()))
+    write_json(path, {"command": "dori testbed cure", "base": base.fingerprint, "defences": defences})
