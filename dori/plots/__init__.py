@@ -1,10 +1,11 @@
 """Figures in one house style: colour-blind safe, on a light ground that also reads in a dark page.
 
 Every function takes a tidy table and returns a Figure; none shows or saves it. Colours keep their meaning.
-By kind of figure: images, rates, scores, pruning, quality, locality, agreement; what they share is in style.
+By kind of figure: images, rates, scores, pruning, quality, locality, agreement, defences; what they share is in style.
 """
 
 from dori.plots.agreement import agreement_profile, block_need, dose_profile, levels, transfer_matrices
+from dori.plots.defences import defence_matrix, work_curves
 from dori.plots.images import comparison_grid, image_grid, image_rows
 from dori.plots.locality import (
     distance_distributions,
@@ -29,6 +30,7 @@ __all__ = [
     "comparison_grid",
     "copies_curve",
     "cumulative",
+    "defence_matrix",
     "distance_distributions",
     "dose_profile",
     "embedding_map",
@@ -49,4 +51,5 @@ __all__ = [
     "trigger_card",
     "units_per_layer",
     "utility",
+    "work_curves",
 ]

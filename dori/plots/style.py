@@ -19,6 +19,7 @@ COLOURS = {
     "generated": "#0072B2",
     "held-out": "#7F7F7F",
     "twin": "#009E73",
+    "the twin": "#009E73",
     "testbed": "#D55E00",
     "own image": "#D55E00",
     "nearest of the group": "#E69F00",
