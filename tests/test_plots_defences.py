@@ -17,7 +17,8 @@ def asked() -> pd.DataFrame:
         for item, at in enumerate(returns):
             rows.append((item, 0, False, 0, defence, "prompt"))
             rows += [(item, 0, at is not None and at <= s, s, defence, LONG) for s in (10, 50, 100)]
-    return pd.DataFrame(rows, columns=["id", "seed", "replicated", "steps", "defence", "attacker"])
+    table = pd.DataFrame(rows, columns=["id", "seed", "replicated", "steps", "defence", "attacker"])
+    return table.assign(score=table["replicated"] * 1.0)
 
 
 def test_a_cell_has_the_rate_at_the_last_look(asked):

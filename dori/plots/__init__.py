@@ -1,7 +1,8 @@
 """Figures in one house style: colour-blind safe, on a light ground that also reads in a dark page.
 
 Every function takes a tidy table and returns a Figure; none shows or saves it. Colours keep their meaning.
-By kind of figure: images, rates, scores, pruning, quality, locality, agreement, defences; what they share is in style.
+By kind of figure: images, rates, scores, pruning, quality, locality, agreement, defences; what they share is
+in style.
 """
 
 from dori.plots.agreement import agreement_profile, block_need, dose_profile, levels, transfer_matrices

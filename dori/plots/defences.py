@@ -59,7 +59,8 @@ def work_curves(table: pd.DataFrame) -> Figure:
     tones, looks = palette(names), sorted(table["steps"].unique())
     for name, line, marker in zip(names, itertools.cycle(LINES), itertools.cycle(MARKERS), strict=False):
         times = first_success(table[table["defence"] == name])
-        curve = returned_curve(times).set_index("steps")["share"].reindex(looks).ffill().fillna(0)
+        share = returned_curve(times).set_index("steps")["share"]
+        curve = share.reindex(looks).ffill().fillna(0)
         left = int((~times["returned"]).sum())
         axis.plot(np.arange(len(looks)), curve, color=tones[name], linestyle=line, marker=marker, markersize=5,
                   label=f"{name} (n = {len(times)})", clip_on=False)  # fmt: skip
