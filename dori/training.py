@@ -117,7 +117,12 @@ class Fit:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
+        if not torch.isfinite(norm):
+            raise DoriError(
+                f"{self.part}: the gradient is not finite at step {self.step}; the last good checkpoint is "
+                f"{self.checkpoint}. Lower the learning rate and start again."
+            )
         self.optimizer.step()
         self.step += 1
         self._average()

@@ -10,7 +10,7 @@ jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pi
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
-COMMON = {"model", "benchmark", "preset", "seed", "device", "run_dir"}
+COMMON = {"model", "benchmark", "preset", "seed", "device", "records", "run_dir"}
 MAX_CODE_LINES = 15
 
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)

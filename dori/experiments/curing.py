@@ -33,7 +33,7 @@ SETTINGS: dict[str, Settings] = {
     "adversarial-lora": Adversarial(rank=16, lr=1e-4),
     "esd": ESD(),
     "concept-ablation": ConceptAblation(),
-    "siss": SISS(),
+    "siss": SISS(captions="own"),  # what is kept was drawn for the caption it is shown with
 }
 LABELS = {
     "adversarial": "adversarial fine-tuning",
@@ -106,7 +106,7 @@ def _concept_ablation(
         return similarity(study.descriptor.embed(images), known).max(1).values < 0.5
 
     anchors = make_anchors(
-        model, targets, paraphrases(study, prompts), keep=keep, images_per_prompt=2, seed=study.seed
+        model, targets, paraphrases(study, prompts), keep=keep, images_per_prompt=4, seed=study.seed
     )
     retain = erasing.retain_pairs(study)
     concept_ablation(model, targets, anchors, retain, settings, run_dir=run_dir, seed=study.seed)

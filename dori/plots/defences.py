@@ -4,7 +4,6 @@ import itertools
 import textwrap
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -62,7 +61,7 @@ def work_curves(table: pd.DataFrame) -> Figure:
         share = returned_curve(times).set_index("steps")["share"]
         curve = share.reindex(looks).ffill().fillna(0)
         left = int((~times["returned"]).sum())
-        axis.plot(np.arange(len(looks)), curve, color=tones[name], linestyle=line, marker=marker, markersize=5,
+        axis.plot(range(len(looks)), curve, color=tones[name], linestyle=line, marker=marker, markersize=5,
                   label=f"{name} (n = {len(times)})", clip_on=False)  # fmt: skip
         if left:
             axis.annotate(f"✕ {left}", (len(looks) - 1, curve.iloc[-1]), xytext=(8, 0), va="center",

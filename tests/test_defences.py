@@ -1,0 +1,226 @@
+"""Chapter 4's experiments: what is erased and kept, how a defence is trained and shipped, who asks what."""
+
+import copy
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from dori.attack import Attack
+from dori.errors import DoriError
+from dori.experiments import curing, defences, erasing, relearning
+from dori.experiments.relearning import Relearning, relearned_table
+from dori.mitigation import delta
+from dori.mitigation.adversarial import Adversarial
+from dori.mitigation.surrogates import Drawing, make_surrogates
+from dori.testbed.cured import cured_model, index
+from dori.testbed.planting import copied
+
+QUICK = Adversarial(epochs=1, search=Attack(steps=(1,), batch=1), at_once=2, steps=1, retain=2, lr=1e-3)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model.unet.state_dict().items()}
+
+
+# Rounded changes
+
+
+def test_a_rounded_change_is_off_by_half_a_step_of_its_row_at_most():
+    before = {"w": torch.randn(4, 3, 2), "b": torch.randn(5), "same": torch.ones(3), "n": torch.zeros(4, 3)}
+    after = {k: v + (k != "same") * torch.randn_like(v) for k, v in before.items()}
+    after["n"] = before["n"].clone()
+    after["n"][2] = 1.0  # rows that do not change stay exactly as they are
+    found = delta.compress(before, after)
+    assert "same.q" not in found
+    network = torch.nn.Module()
+    for name, value in before.items():
+        network.register_buffer(name, value.clone())
+    delta.apply(network, found)
+    state = network.state_dict()
+    for name in ("w", "b", "n"):
+        change = (after[name] - before[name]).flatten(1 if before[name].ndim > 1 else 0)
+        largest = change.abs().amax(-1, keepdim=change.ndim > 1) if change.ndim > 1 else change.abs()
+        off = (state[name] - after[name]).flatten(1 if before[name].ndim > 1 else 0).abs()
+        assert (off <= largest / 254 + 1e-6).all()
+    assert torch.equal(state["n"][[0, 1, 3]], before["n"][[0, 1, 3]])
+    assert torch.equal(state["same"], before["same"])
+
+
+def test_a_change_of_another_network_is_refused(tiny_model, tmp_path):
+    state = weights(tiny_model)
+    name = "conv_in.weight"
+    change = delta.compress({name: state[name]}, {name: state[name] + 1})
+    wrong = {k.replace("conv_in", "conv_gone"): v for k, v in change.items()}
+    with pytest.raises(DoriError, match=r"conv_gone\.weight.*another one"):
+        delta.apply(copied(tiny_model, "x").unet, wrong)
+    with pytest.raises(DoriError, match="no change of weights"):
+        delta.load(tmp_path / "gone.safetensors")
+    delta.save(tmp_path / "one.safetensors", change)
+    assert torch.equal(delta.load(tmp_path / "one.safetensors")[f"{name}.q"], change[f"{name}.q"])
+
+
+# What is erased, spared and kept
+
+
+def test_halves_are_apart_and_regular_rows_that_judge_hold_nothing(study):
+    erased, spared = erasing.erased(study), erasing.spared(study)
+    assert set(erased.ids).isdisjoint(spared.ids)
+    assert erasing.erased(study, "validation").ids == spared.ids
+    judged = study.regular.ids[: study.preset.regular]
+    if len(study.regular) > len(judged):
+        assert not set(erasing.search_prompts(study)) & set(study.regular.prompts(judged))
+    else:
+        with pytest.raises(DoriError, match="kept for judging"):
+            erasing.retain_pairs(study)
+
+
+@pytest.fixture
+def roomy(study):
+    """The study with regular rows to spare."""
+    return dataclasses.replace(study, preset=dataclasses.replace(study.preset, regular=1))
+
+
+def test_retain_and_unrelated_pairs_are_other_rows(roomy, monkeypatch):
+    monkeypatch.setattr(erasing, "RETAIN", 1)
+    first, second = erasing.retain_pairs(roomy, 1), erasing.unrelated_pairs(roomy)
+    rest = roomy.regular.ids[1:]
+    assert torch.allclose(
+        first.prompt_embeds[0], roomy.model.encode_prompts(roomy.regular.prompts(rest[:1]))[0]
+    )
+    assert len(second) == len(rest) - 1
+
+
+def test_targets_are_what_the_model_encodes(study):
+    targets = erasing.as_targets(study, study.memorized)
+    assert targets.ids == tuple(study.memorized.ids)
+    assert torch.equal(targets.prompt_embeds, study.model.encode_prompts(study.memorized.prompts()))
+    images = study.memorized.images(size=16)
+    assert torch.equal(targets.latents, study.model.encode_images(images))
+
+
+# Training a defence and shipping it
+
+
+@pytest.fixture
+def shipped(roomy, tmp_path, monkeypatch):
+    """One defence, trained in a moment and written down."""
+    plan = Drawing(count=1, tries=1, ceiling=2.0, steps=1)
+
+    def painted(study, prompts):
+        images = prompts.images(size=16)
+        targets = erasing.as_targets(study, prompts)
+        return make_surrogates(study.model, targets, images, study.descriptor, {}, plan)
+
+    monkeypatch.setattr(erasing, "surrogates_for", painted)
+    before = weights(roomy.model)
+    record = curing.ship(roomy, "adversarial", tmp_path / "train", folder=tmp_path / "cured", settings=QUICK)
+    after = weights(roomy.model)
+    assert all(torch.equal(before[k], after[k]) for k in before)  # the study's own model is not touched
+    return roomy, record, tmp_path / "cured"
+
+
+def test_a_shipped_defence_is_read_as_it_was_trained(shipped):
+    study, record, folder = shipped
+    model = cured_model(study.model, "adversarial", folder)
+    assert model.fingerprint == record["fingerprint"] != study.model.fingerprint
+    assert record["erased"] == erasing.erased(study).ids
+    assert record["settings"]["lr"] == QUICK.lr
+    assert index(folder).is_base(study.model)
+    assert not index(folder).is_base(model)
+    assert "adversarial" in model.name
+
+
+def test_a_defence_of_another_model_or_of_other_weights_is_refused(shipped):
+    study, _, folder = shipped
+    other = cured_model(study.model, "adversarial", folder)
+    with pytest.raises(DoriError, match="does not fit"):
+        cured_model(other, "adversarial", folder)
+    with pytest.raises(DoriError, match="no mended model 'nothing'; there are adversarial"):
+        cured_model(study.model, "nothing", folder)
+    change = delta.load(folder / "adversarial.safetensors")
+    name = next(k for k in change if k.endswith(".scale"))
+    delta.save(folder / "adversarial.safetensors", change | {name: change[name] * 2})
+    with pytest.raises(DoriError, match=r"not the weights that cured\.json tells of"):
+        cured_model(study.model, "adversarial", folder)
+
+
+def test_unknown_defences_and_missing_paraphrases_are_named(roomy, tmp_path):
+    with pytest.raises(DoriError, match="unknown defence 'hope'"):
+        curing.cure(roomy, "hope", roomy.memorized, tmp_path)
+    with pytest.raises(DoriError, match="column 'paraphrases'"):
+        curing.paraphrases(roomy, roomy.memorized)
+    table = roomy.memorized.table.assign(paraphrases="one red boat | a boat ,red")
+    found = curing.paraphrases(roomy, dataclasses.replace(roomy.memorized, table=table))
+    assert found == [["one red boat", "a boat ,red"]] * len(table)
+
+
+# Attackers
+
+
+def test_every_attacker_answers_in_the_same_columns(roomy, monkeypatch):
+    short = {name: dataclasses.replace(plan, steps=(0, 1)) for name, plan in defences.SEARCHES.items()}
+    monkeypatch.setattr(defences, "SEARCHES", short)
+    monkeypatch.setattr(defences, "Relearning", lambda: Relearning(steps=1, batch=1, plan=Attack(steps=(1,))))
+    prompts, sampling = roomy.memorized.head(1), roomy.sampling(seeds=2)
+    some = [defences.Defence("as it is", roomy)]
+    table = defences.asked(
+        some, prompts, dict.fromkeys(defences.ATTACKERS, 1) | {defences.WORDS: 0}, sampling
+    )
+    assert set(table["attacker"]) == set(defences.ATTACKERS) - {defences.WORDS}
+    assert list(table.columns) == ["id", "seed", "score", "replicated", "steps", "defence", "attacker"]
+    assert (table.groupby(["attacker", "steps"]).size() == 2).all()
+    shown = defences.matrix(table)
+    assert list(shown.columns) == [a for a in defences.ATTACKERS if a != defences.WORDS]
+    assert shown.loc["as it is"].str.endswith("(1)").all()
+
+
+def test_the_matrix_counts_images_at_the_last_look():
+    rows = [
+        ("a", 0, 0.9, True, 10),
+        ("a", 0, 0.1, False, 50),
+        ("b", 0, 0.9, True, 50),
+        ("b", 1, 0.1, False, 50),
+    ]
+    table = pd.DataFrame(rows, columns=["id", "seed", "score", "replicated", "steps"])
+    shown = defences.matrix(table.assign(defence="d", attacker=defences.LONG))
+    assert shown.loc["d", defences.LONG].startswith("0.50 [")
+
+
+def test_held_out_settings_are_none_of_those_trained_against():
+    trained, judged = Adversarial(), defences.SEARCHES[defences.HEADLINE]
+    assert judged.init not in trained.inits
+    assert judged.optimizer != trained.search.optimizer
+    assert judged.lr != trained.search.lr
+    assert judged.batch != trained.search.batch
+
+
+def test_relearning_moves_a_copy_and_its_result_is_kept(roomy, monkeypatch):
+    settings = Relearning(steps=2, batch=1, lr=1e-3, plan=Attack(steps=(1,), batch=1))
+    before, seen = weights(roomy.model), []
+    attack = relearning.attack_table
+
+    def noted(study, *more, **some):
+        seen.append(copy.deepcopy(study.model.unet.state_dict()))
+        return attack(study, *more, **some)
+
+    monkeypatch.setattr(relearning, "attack_table", noted)
+    prompts, sampling = roomy.memorized.head(2), roomy.sampling(seeds=2)
+    table = relearned_table(roomy, prompts, settings, sampling=sampling)
+    assert all(torch.equal(before[k], v) for k, v in roomy.model.unet.state_dict().items())
+    assert all(not torch.equal(before[k], seen[0][k]) for k in before)
+    again = relearned_table(roomy, prompts, settings, sampling=sampling)
+    pd.testing.assert_frame_equal(table, again)
+    assert len(seen) == 1
+    assert list(table["id"]) == [i for i in prompts.ids for _ in range(2)]
+    relearned_table(roomy, prompts, dataclasses.replace(settings, steps=1), sampling=sampling)
+    assert len(seen) == 2
+
+
+def test_the_record_tells_how_a_defence_was_made(shipped):
+    _, record, folder = shipped
+    kept = json.loads((folder / "cured.json").read_text())
+    assert kept["defences"]["adversarial"] == json.loads(json.dumps(record))
+    assert {"seconds", "threads", "versions", "seed", "steps", "label"} <= record.keys()
