@@ -34,7 +34,7 @@ def trial(study, defence: str, text: str, *, images: int, run_dir: Path) -> dict
     """One row of the table."""
     prompts, started = erasing.erased(study, "validation"), time.perf_counter()
     folder = run_dir / (text.replace("/", "-") or "defaults")
-    model = curing.cure(study, defence, prompts, folder, replaced(defence, text))
+    model = curing.cure(study, defence, prompts, folder, replaced(defence, text)).model
     row = {"defence": defence, "settings": text, "seconds": round(time.perf_counter() - started)}
     mended = defences.Defence(text, study.on(model))
     sampling = study.sampling(seeds=2)

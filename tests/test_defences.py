@@ -224,3 +224,13 @@ def test_the_record_tells_how_a_defence_was_made(shipped):
     kept = json.loads((folder / "cured.json").read_text())
     assert kept["defences"]["adversarial"] == json.loads(json.dumps(record))
     assert {"seconds", "threads", "versions", "seed", "steps", "label"} <= record.keys()
+    assert [row["epoch"] for row in record["epochs"]] == [1]
+    assert record["epochs"][0][defences.PROMPT]["n"] == len(record["erased"])
+
+
+def test_rows_through_the_network_are_counted(roomy, shipped):
+    _, record, _ = shipped
+    targets, rounds = len(record["erased"]), QUICK.rounds(len(record["erased"]))
+    trained = targets + rounds * QUICK.retain  # a row of each target, and regular pairs in each round's step
+    searched = targets + rounds  # one step of one draw each, and a row in each round that measures the memory
+    assert record["unet_rows"] >= trained + searched

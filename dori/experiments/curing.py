@@ -1,18 +1,21 @@
 """Chapter 4's defences: each trains a copy of the model to forget one half of the memorized images."""
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from dori.benchmark import Benchmark
 from dori.errors import DoriError
-from dori.experiments import erasing
+from dori.experiments import defences, erasing
 from dori.metrics.copy import similarity
+from dori.metrics.replication import memorization_rate
 from dori.mitigation import delta
 from dori.mitigation.adversarial import Adversarial, adversarial
 from dori.mitigation.concept_ablation import ConceptAblation, concept_ablation, make_anchors
@@ -35,6 +38,8 @@ SETTINGS: dict[str, Settings] = {
     "concept-ablation": ConceptAblation(),
     "siss": SISS(captions="own"),  # what is kept was drawn for the caption it is shown with
 }
+EPOCHS_ASKED = (defences.PROMPT, "DoRI from the prompt")  # after each epoch, of the first EPOCH_IMAGES
+EPOCH_IMAGES = 6
 LABELS = {
     "adversarial": "adversarial fine-tuning",
     "adversarial-lora": "the same, LoRA",
@@ -44,25 +49,46 @@ LABELS = {
 }
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cured:
+    """A mended model and what the training cost; less where it went on from a checkpoint."""
+
+    model: TextToImageModel
+    unet_rows: int  # rows that went through the UNet, searches and samples included
+    seconds: float
+
+
 def cure(
     study: Study,
     name: str,
     prompts: Benchmark,
     run_dir: Path,
     settings: Settings | None = None,
-) -> TextToImageModel:
-    """A copy of the study's model that was trained by a defence to forget the images of `prompts`.
+) -> Cured:
+    """A copy of the study's model, trained by a defence to forget the images of `prompts`.
 
     The training goes on from its checkpoint in `run_dir`. Raises DoriError for an unknown name and as the
     defence does.
     """
     if name not in SETTINGS:
         raise DoriError(f"unknown defence '{name}'; use {', '.join(SETTINGS)}")
-    settings = settings or SETTINGS[name]
+    settings, started = settings or SETTINGS[name], time.perf_counter()
     model = copied(study.model, f"{study.model.name}, {LABELS[name]}")
     targets = erasing.as_targets(study, prompts)
-    TRAININGS[type(settings)](study, model, targets, prompts, settings, run_dir)
-    return model
+    with _counted(study.model.unet) as before, _counted(model.unet) as rows:
+        TRAININGS[type(settings)](study, model, targets, prompts, settings, run_dir)
+    return Cured(model, sum(before) + sum(rows), time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _counted(unet: nn.Module) -> Iterator[list[int]]:
+    """How many rows each forward pass had."""
+    rows: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda _, taken: rows.append(len(taken[0])))
+    try:
+        yield rows
+    finally:
+        hook.remove()
 
 
 def _adversarial(
@@ -169,11 +195,10 @@ def ship(
     The weights are rounded on the way (`mitigation.delta`); the record's fingerprint is of the rounded ones.
     Returns the record. Raises DoriError as `cure` does.
     """
-    started, settings = time.perf_counter(), settings or SETTINGS[name]
-    prompts = erasing.erased(study, split)
-    trained = cure(study, name, prompts, run_dir, settings)
-    change = delta.compress(study.model.unet.state_dict(), trained.unet.state_dict())
-    rounded = copied(study.model, trained.name)
+    settings, prompts = settings or SETTINGS[name], erasing.erased(study, split)
+    done = cure(study, name, prompts, run_dir, settings)
+    change = delta.compress(study.model.unet.state_dict(), done.model.unet.state_dict())
+    rounded = copied(study.model, done.model.name)
     delta.apply(rounded.unet, change)
     record = {
         "label": LABELS[name],
@@ -182,13 +207,33 @@ def ship(
         "erased": list(prompts.ids),
         "seed": study.seed,
         "steps": study.sampling().steps,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(done.seconds, 1),
+        "unet_rows": done.unet_rows,
+        "epochs": epoch_rates(study, prompts.head(EPOCH_IMAGES), run_dir),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
     delta.save(folder / f"{name}.safetensors", change)
     _note(folder, study.model, name, record)
     return record
+
+
+def epoch_rates(study: Study, prompts: Benchmark, run_dir: Path) -> list[dict]:
+    """Memorization rates after each epoch of an adversarial training, by the weights it kept in `run_dir`.
+
+    Of the images' prompts, and of DoRI from the prompt. A dict per epoch; none of other trainings.
+    """
+    found = []
+    for path in sorted(run_dir.glob("*-epoch-*.safetensors")):
+        model = copied(study.model, path.stem)
+        model.unet.load_state_dict(load_file(path))
+        mended = defences.Defence(path.stem, study.on(model))
+        row: dict = {"epoch": int(path.stem.rsplit("-", 1)[1])}
+        for attacker in EPOCHS_ASKED:
+            rate = memorization_rate(defences.ask(mended, attacker, prompts, study.sampling(seeds=2)))
+            row[attacker] = rate._asdict()
+        found.append(row)
+    return sorted(found, key=lambda row: row["epoch"])
 
 
 def _note(folder: Path, base: TextToImageModel, name: str, record: dict) -> None:

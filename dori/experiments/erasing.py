@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dori.benchmark import Benchmark
+from dori.drawing import decided_by, digest
 from dori.errors import DoriError
 from dori.experiments.foundations import halved
 from dori.experiments.replication import top_prompts
@@ -14,6 +15,7 @@ from dori.experiments.selections import Setting, find_units
 from dori.mitigation.surrogates import Drawing, Surrogate, make_surrogates
 from dori.mitigation.targets import Retain, Targets
 from dori.mitigation.wanda import Wanda
+from dori.store import Record
 from dori.study import Study
 
 RETAIN = (
@@ -87,18 +89,37 @@ def search_prompts(study: Study) -> list[str]:
 def surrogates_for(
     study: Study, prompts: Benchmark, setting: Setting = PRUNING, plan: Drawing | None = None
 ) -> list[Surrogate]:
-    """Surrogates of each row, painted by the model pruned for it, refused where they copy any of the rows."""
+    """Surrogates of each row, painted by the model pruned for it, refused where they copy any of the rows.
+
+    Kept in the run, all together, as each is compared with all rows.
+    """
     plan = plan or Drawing(steps=study.sampling().steps, seed=study.seed)
     plan = dataclasses.replace(plan, guidance_scale=plan.guidance_scale or study.sampling().guidance_scale)
-    return make_surrogates(
-        study.model,
-        as_targets(study, prompts),
-        prompts.images(size=study.model.defaults.image_size),
-        study.descriptor,
-        find_units(study, prompts, setting),
-        plan,
-        regular=search_prompts(study),
-    )
+    targets, units = as_targets(study, prompts), find_units(study, prompts, setting)
+    originals = prompts.images(size=study.model.defaults.image_size)
+    regular = search_prompts(study)
+    decides = {
+        **decided_by(study),
+        **dataclasses.asdict(plan),
+        "prompts": targets.prompts,
+        "originals": digest(originals),
+        "units": [units[i].fingerprint for i in prompts.ids],
+        "regular": regular,
+        "descriptor": getattr(study.descriptor, "fingerprint", study.descriptor.name),
+    }
+
+    def compute() -> Record:
+        found = make_surrogates(
+            study.model, targets, originals, study.descriptor, units, plan, regular=regular
+        )
+        about = [{"scores": s.scores, "refused": s.refused, "regular": s.regular} for s in found]
+        return Record({"about": about}, {str(k): s.latents for k, s in enumerate(found)})
+
+    kept = study.store.get("surrogates", decides, compute)
+    return [
+        Surrogate(kept.tensors[str(k)].to(targets.latents), **about)
+        for k, about in enumerate(kept.values["about"])
+    ]
 
 
 def _in_parts(encode, items: Tensor | Sequence[str]) -> Tensor:

@@ -94,7 +94,7 @@ def adversarial(
     `surrogates` are latents (S_i, C, h, w) of each target (`surrogates.make_surrogates`), `regular` prompts
     that searches may start from. A checkpoint after each round, `run_dir/<part>.pt`; a run that was stopped
     goes on from it and ends with the very weights of one that was not. The weights at the end of epoch k are
-    kept in `run_dir/<part>-epoch-k.safetensors`, with LoRA those at the end alone. Source: arXiv 2507.16880,
+    kept in `run_dir/<part>-epoch-k.safetensors`, but for LoRA. Source: arXiv 2507.16880,
     section 5. Raises DoriError for a target without surrogates, an empty retain set, and a loss or a search
     that is not finite: the last good checkpoint stays.
     """
@@ -116,7 +116,8 @@ def adversarial(
             checkpoint_every=settings.steps,
         )
         fit.run()
-    save_epoch(model.unet, run_dir / part, settings.epochs)
+    if not settings.rank:
+        save_epoch(model.unet, run_dir / part, settings.epochs)
 
 
 class _Duel:

@@ -61,7 +61,7 @@ def cure(
 
     study = open_study(preset="quick", device="cpu", run_dir=run_dir)
     for name in [only] if only else SETTINGS:
-        record = ship(study, name, run_dir, folder=out)
+        record = ship(study, name, run_dir / name, folder=out)
         typer.echo(f"{name}: {record['seconds'] / 60:.1f} minutes, {out / name}.safetensors")
 
 

@@ -1,0 +1,264 @@
+"""Chapter 4's tables: surrogates, attackers against defences, work, utility, collateral, cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dori.attack import Attack
+from dori.benchmark import Benchmark
+from dori.drawing import Sampling, Trigger, drawn, prompt_trigger
+from dori.experiments import cuts, defences, erasing
+from dori.experiments.defences import (
+    ATTACKERS,
+    HEADLINE,
+    LONG,
+    PROMPT,
+    RELEARNED,
+    TRAINED,
+    TWIN,
+    WORDS,
+    Defence,
+)
+from dori.experiments.replication import regular_prompts
+from dori.experiments.searches import run_attacks
+from dori.experiments.utility import alignment_loss, estimate, utility_table
+from dori.metrics.copy import similarity
+from dori.metrics.intervals import Estimate
+from dori.metrics.replication import memorization_rate
+from dori.metrics.survival import first_success, half_returned, power, same_work
+from dori.mitigation.surrogates import Surrogate
+from dori.mitigation.targets import Batch, denoising_errors
+from dori.study import Study
+from dori.testbed import cured
+
+AFT, LORA = "adversarial fine-tuning", "the same, LoRA"
+NAMES = {AFT: "aft", LORA: "lora", "ESD": "esd", "concept ablation": "ca", "SISS": "siss"}  # in headlines
+FROM_PROMPT, FROM_RANDOM = "DoRI from the prompt", "DoRI from random numbers"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many images each attacker is given at a preset; None is all there are."""
+
+    searched: int | None = None  # by each search of 50 or 75 steps
+    long: int | None = None  # by that of 500 steps
+    words: int | None = None
+    relearned: int | None = None
+    spared: int | None = None
+    regular: int | None = None  # prompts that utility is measured on
+
+    @property
+    def numbers(self) -> dict[str, int | None]:
+        """Images by attacker."""
+        special = {PROMPT: None, LONG: self.long, WORDS: self.words, RELEARNED: self.relearned}
+        return {attacker: special.get(attacker, self.searched) for attacker in ATTACKERS}
+
+
+SIZES = {
+    "smoke": Sizes(1, 0, 0, 0, 1, 2),
+    "quick": Sizes(8, 6, 6, 6, 16, 32),
+    "full": Sizes(),
+    "paper": Sizes(),
+}
+
+
+def sizes(study: Study) -> Sizes:
+    """What the study's preset asks of this chapter."""
+    return SIZES[study.preset.name]
+
+
+def sampling(study: Study) -> Sampling:
+    """The chapter's draws: two images of each trigger, as there are many."""
+    return study.sampling(seeds=min(2, study.preset.seeds))
+
+
+def asked(study: Study, some: Sequence[Defence]) -> pd.DataFrame:
+    """Every defence under every attacker: `defences.asked` with the preset's numbers of images."""
+    return defences.asked(some, erasing.erased(study), sizes(study).numbers, sampling(study))
+
+
+def rate(table: pd.DataFrame, defence: str, attacker: str) -> Estimate:
+    """Memorization rate at an attacker's last look; NaN with n = 0 where it was not asked."""
+    part = table[(table["defence"] == defence) & (table["attacker"] == attacker)]
+    return memorization_rate(part[part["steps"] == part["steps"].max()])
+
+
+def headline_rates(table: pd.DataFrame) -> dict[str, Estimate]:
+    """The chapter's headline rates by name, of those that were to be had."""
+    rows = {f"mr_{name}_prompt": (label, FROM_PROMPT) for label, name in NAMES.items()}
+    rows |= {f"mr_{name}_own_prompt": (label, PROMPT) for label, name in NAMES.items()}
+    others = {
+        "random": FROM_RANDOM,
+        "heldout": HEADLINE,
+        "long": LONG,
+        "relearned": RELEARNED,
+        "words": WORDS,
+    }
+    rows |= {f"mr_aft_{name}": (AFT, attacker) for name, attacker in others.items()}
+    rows |= {"mr_trained_heldout": (TRAINED, HEADLINE), "mr_twin_heldout": (TWIN, HEADLINE)}
+    found = {name: rate(table, *row) for name, row in rows.items()}
+    return {name: estimate for name, estimate in found.items() if estimate.n}
+
+
+def work(table: pd.DataFrame) -> pd.DataFrame:
+    """The search of ten times the steps: after how many half of the images have returned, and the twin's.
+
+    A row per defence: images, returned, half returned after (steps; "> 500" where fewer had), p against the
+    twin (log-rank; NaN without one).
+    """
+    part = table[table["attacker"] == LONG]
+    times = {name: first_success(rows) for name, rows in part.groupby("defence", sort=False)}
+    last = part["steps"].max() if len(part) else 0
+    rows = []
+    for name, found in times.items():
+        half = half_returned(found)
+        p = same_work(found, times[TWIN]) if TWIN in times and name != TWIN else np.nan
+        rows.append(
+            (
+                name,
+                len(found),
+                int(found["returned"].sum()),
+                f"{half:g}" if np.isfinite(half) else f"> {last}",
+                p,
+            )
+        )
+    columns = ["defence", "images", "returned", "half returned after", "p against the twin"]
+    return pd.DataFrame(rows, columns=columns).set_index("defence")
+
+
+def told_apart(table: pd.DataFrame) -> tuple[Estimate, dict[float, float]]:
+    """p of "the twin takes the same work" for adversarial fine-tuning; and, by the share of images that would
+    return, how likely a test with as many images would notice."""
+    found = work(table)
+    if AFT not in found.index:
+        return Estimate(np.nan, np.nan, np.nan, 0), {}
+    n = int(found.loc[AFT, "images"])
+    p = float(found.loc[AFT, "p against the twin"])
+    return Estimate(p, np.nan, np.nan, n), {share: power(n, share) for share in (0.25, 0.5, 0.75, 1.0)}
+
+
+def utility(study: Study, some: Sequence[Defence]) -> pd.DataFrame:
+    """`utility.utility_table` of each defence on regular prompts, and `heldout_loss`; empty without any."""
+    regular = regular_prompts(study).head(sizes(study).regular)
+    if not len(regular):
+        return pd.DataFrame(columns=["label", "n"])
+    models = {d.label: None if d.label == TRAINED else d.units or d.study for d in some}
+    table = utility_table(study, regular, models, sampling=sampling(study))
+    losses = [heldout_loss(d.study, regular) if not d.units else np.nan for d in some]
+    return table.assign(heldout_loss=losses)
+
+
+def utility_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`utility` for reading, each measure with its interval."""
+    shown = cuts.utility_shown(table)
+    return (
+        shown.assign(**{"held-out loss": table["heldout_loss"].to_numpy().round(4)}) if len(table) else shown
+    )
+
+
+def heldout_loss(study: Study, regular: Benchmark, draws: int = 8) -> float:
+    """Denoising loss on held-out pairs, the same noise for every model: has it unlearned to denoise?"""
+    targets = erasing.as_targets(study, regular)
+    generator = torch.Generator().manual_seed(study.seed)
+    model, losses = study.model, []
+    with torch.no_grad():
+        for _ in range(draws):
+            noise = torch.randn(targets.latents.shape, generator=generator).to(targets.latents)
+            t = torch.randint(len(model.alphas_cumprod), (len(targets),), generator=generator).to(
+                model.device
+            )
+            losses.append(denoising_errors(model, Batch(targets.latents, targets.prompt_embeds, noise, t)))
+    return float(torch.cat(losses).mean())
+
+
+def aft_costs(table: pd.DataFrame) -> dict[str, Estimate]:
+    """Headlines of utility: the alignment adversarial fine-tuning costs, the lower end of its change of FID."""
+    if AFT not in set(table["label"]):
+        return {}
+    change = estimate(table, AFT, "fid_change")
+    low = Estimate(change.low, np.nan, np.nan, change.n)
+    return {"aft_alignment_loss": alignment_loss(table, AFT), "aft_fid_change_low": low}
+
+
+def collateral(study: Study, some: Sequence[Defence]) -> pd.DataFrame:
+    """Rates of the images that nobody asked to erase: their prompts, under each defence (no pruning is made
+    for them, so that row is left out)."""
+    whole = [d for d in some if not d.units]
+    table = defences.on_spared(whole, erasing.spared(study).head(sizes(study).spared), sampling(study))
+    rows = {name: memorization_rate(part) for name, part in table.groupby("defence", sort=False)}
+    shown = pd.DataFrame({name: r._asdict() for name, r in rows.items()}).T
+    return shown.rename(columns={"value": "MR of the spared half"})
+
+
+def costs(study: Study) -> pd.DataFrame:
+    """What each shipped training took: minutes, UNet rows, megabytes of change; empty for another model."""
+    index = cured.index()
+    if not index.is_base(study.model):
+        return pd.DataFrame(columns=["minutes", "thousand UNet rows"])
+    rows = {
+        r["label"]: {
+            "minutes": r["seconds"] / 60,
+            "thousand UNet rows": r["unet_rows"] / 1000,
+            "threads": r["threads"],
+        }
+        for r in index.records().values()
+    }
+    return pd.DataFrame(rows).T
+
+
+def epochs(study: Study) -> pd.DataFrame:
+    """Rates after each epoch of adversarial fine-tuning: epoch, by (attacker), mr, low, high, n."""
+    index = cured.index()
+    records = index.records() if index.is_base(study.model) else {}
+    rows = [
+        (row["epoch"], attacker, *(row[attacker][k] for k in ("value", "low", "high", "n")))
+        for row in records.get("adversarial", {}).get("epochs", [])
+        for attacker in row
+        if attacker != "epoch"
+    ]
+    return pd.DataFrame(rows, columns=["epoch", "attacker", "mr", "low", "high", "n"])
+
+
+def first_epoch(table: pd.DataFrame) -> Estimate | None:
+    """Rate of the search from the prompt after one epoch; None where it is not known."""
+    row = table[(table["epoch"] == 1) & (table["attacker"] == FROM_PROMPT)]
+    return None if row.empty else Estimate(*row.iloc[0][["mr", "low", "high", "n"]])
+
+
+def painted(study: Study, some: Sequence[Defence], n: int = 4, search: bool = False) -> list[dict]:
+    """For `plots.comparison_grid`: what each defence paints for erased prompts, or from what DoRI found."""
+    prompts = erasing.erased(study).head(n)
+    rows = {i: {"prompt": prompts.table.loc[i, "prompt"], "scores": {}, "images": {}} for i in prompts.ids}
+    originals = {i: prompts.images([i], size=study.model.defaults.image_size) for i in prompts.ids}
+    for i, row in rows.items():
+        row["images"]["training image"] = originals[i][0]
+    for one in some:
+        triggers = _triggers(one, prompts, search=search)
+        for trigger, images in drawn(one.study, triggers, sampling(study)):
+            scores = similarity(
+                study.descriptor.embed(images), study.descriptor.embed(originals[trigger.id])
+            )[:, 0]
+            rows[trigger.id]["scores"][one.label] = float(scores.max())
+            rows[trigger.id]["images"][one.label] = images[int(scores.argmax())]
+    return list(rows.values())
+
+
+def _triggers(one: Defence, prompts: Benchmark, *, search: bool) -> list[Trigger]:
+    units = one.units or {}
+    if not search:
+        return [prompt_trigger(prompts, i, units.get(i)) for i in prompts.ids]
+    found, _ = run_attacks(one.study, prompts, Attack(), units)
+    return [Trigger(i, r.tensors["50"], units.get(i)) for i, r in found.items()]
+
+
+def surrogate_table(prompts: Benchmark, found: Sequence[Surrogate]) -> pd.DataFrame:
+    """A row per erased image: its surrogates, images that were refused, the nearest to any target image."""
+    rows = [
+        (i, len(s.scores), s.refused, max(s.scores), "regular prompts" if s.regular else "its own, pruned")
+        for i, s in zip(prompts.ids, found, strict=True)
+    ]
+    columns = ["image", "surrogates", "refused", "highest copy score", "painted for"]
+    return pd.DataFrame(rows, columns=columns).set_index("image")
