@@ -175,7 +175,7 @@ def heldout_loss(study: Study, regular: Benchmark, draws: int = 8) -> float:
 
 
 def aft_costs(table: pd.DataFrame) -> dict[str, Estimate]:
-    """Headlines of utility: the alignment adversarial fine-tuning costs, the lower end of its change of FID."""
+    """Headlines of utility: alignment lost by adversarial fine-tuning, lower end of its change of FID."""
     if AFT not in set(table["label"]):
         return {}
     change = estimate(table, AFT, "fid_change")

@@ -1,0 +1,214 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (dori)
+#     language: python
+#     name: python3
+#   language_info:
+#     name: python
+# ---
+
+# %% [markdown]
+# (adversarial-finetuning)=
+# # Training against the search
+#
+# {ref}`pruning-fragility` ended with images that were hidden and not removed, {ref}`non-locality` with a memory that no single block holds.
+# If that is so, a remedy has to change the whole network, and it has to be told about more triggers than the prompt. This is what
+# {term}`adversarial fine-tuning` does {cite:p}`kowalczuk2025dori`: it searches a trigger, trains the model against it, and searches again.
+#
+# **The claim.** After a few epochs of it a search no longer brings the image back, and the model is as good as before. Other trainings against
+# memorized images, and the same training of a few added weights, do not achieve this.
+#
+# **What would count against it.** Any of these would:
+#
+# - a search that was *not* part of the training brings the image back: other starts, another optimiser, more steps;
+# - a little fine-tuning on data that has nothing to do with the image brings it back within reach;
+# - the model can be told from one that never saw the image, by the work it takes to make it paint it;
+# - regular prompts are followed less well, or the images of the half that nobody asked to erase are gone as well.
+
+# %% [markdown]
+# ## Parameters
+
+# %% tags=["parameters"]
+model = "testbed"
+benchmark = "testbed"
+preset = "quick"
+seed = 0
+device = "auto"
+records = "none"
+run_dir = "_build/runs/04_adversarial_finetuning/by-hand"
+
+# %% tags=["hide-input"]
+from IPython.display import Markdown
+
+from dori import plots
+from dori.claims import claims_table
+from dori.experiments import defences, erasing, erasure
+from dori.experiments.adjustment import adjusted_table
+from dori.metrics.replication import memorization_rate
+from dori.study import open_study
+
+# %%
+study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, records=records, run_dir=run_dir)
+erased, spared = erasing.erased(study), erasing.spared(study)
+Markdown(f"Model `{study.model.name}`. Images with the most copies: {len(erased)} are erased, {len(spared)} are not. Learning rates and numbers of "
+         "steps of all trainings were chosen by erasing the other half.")
+
+# %% [markdown]
+# ## How it is trained
+#
+# Let $y^\star_i$ be a trigger of image $i$, found by {term}`DoRI` on the weights of the moment (equation {eq}`eq-dori`), and $\tilde x_i$ a
+# **surrogate**: another image, which the model is to paint in its place. A step of the training lowers
+#
+# ```{math}
+# :label: eq-adversarial
+# \underbrace{\mathbb{E}\,\big\lVert \epsilon - \epsilon_\theta(\tilde x_{i,t}, t, y^\star_i)\big\rVert_2^2}_{\text{the trigger paints something else}}
+# \;+\;
+# \underbrace{\mathbb{E}\,\big\lVert \epsilon - \epsilon_\theta(x_t, t, c)\big\rVert_2^2}_{\text{regular pairs } (x, c) \text{ as before}}
+# ```
+#
+# in *all* weights $\theta$ of the denoising network. After some steps the triggers are stale, and new ones are searched: from the prompt, from
+# random numbers and from regular prompts in turn, with new noise each time.
+#
+# Surrogates are what the *pruned* model of {ref}`pruning-fragility` paints for the same prompt. Pruning does not always work, so every surrogate is
+# compared with every image that is to be erased, and refused if it looks like one.
+
+# %%
+found = erasing.surrogates_for(study, erased)
+erasure.surrogate_table(erased, found).round(2)
+
+# %% [markdown]
+# ## Who defends, who attacks
+#
+# Beside it stand three trainings that others proposed: ESD teaches the model to do the opposite of what a caption asks
+# {cite:p}`gandikota2023erasing`; concept ablation teaches it to read the caption as another one {cite:p}`kumari2023ablating`; SISS weighs a
+# gradient that unlearns an image against one that keeps others {cite:p}`alberti2025siss`. A fourth trains low-rank adapters (LoRA) by
+# {eq}`eq-adversarial` and nothing else. The model as trained, the pruned one and the {term}`twin` mark the ends of the scale.
+
+# %%
+some = defences.defences(study, erased)
+erasure.costs(study).round(1)
+
+# %% [markdown]
+# The attackers: the prompt itself; DoRI with the paper's settings from three starts, as the training met it; DoRI with *held-out settings*,
+# which no training met (it starts half-way to a regular prompt, with another optimiser, another step size and other numbers of draws and
+# steps); DoRI with ten times the steps; {term}`UnlearnDiffAtk`, which looks for words; and DoRI after the weights were fine-tuned on regular
+# pairs for a moment.
+
+# %%
+table = erasure.asked(study, some)
+
+# %% tags=["hide-input"]
+plots.defence_matrix(table)
+
+# %% tags=["hide-input"]
+figures = erasure.headline_rates(table)
+for name, estimate in figures.items():
+    study.headline(name, estimate)
+Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].percent}" for name, words in {
+    "mr_aft_own_prompt": "its prompt", "mr_aft_prompt": "a search from the prompt", "mr_aft_heldout": "one with held-out settings",
+    "mr_aft_long": "one of ten times the steps"}.items() if name in figures) + ".")
+
+# %% [markdown]
+# How to read it. A row that is dark under the prompt did not silence the image. A row that is light there and dark further right hid it. A row
+# that is as light as the twin's, under every attacker, did what was asked, as far as these attackers can say.
+
+# %% [markdown]
+# ### Looking
+#
+# What is painted for the erased prompts, best of two images, and below from the embedding that a search from the prompt found.
+
+# %% tags=["hide-input"]
+plots.comparison_grid(erasure.painted(study, some), threshold=study.descriptor.threshold)
+
+# %% tags=["hide-input"]
+plots.comparison_grid(erasure.painted(study, some, search=True), threshold=study.descriptor.threshold)
+
+# %% [markdown]
+# ### One epoch after the other
+
+# %% tags=["hide-input"]
+by_epoch = erasure.epochs(study)
+if (one := erasure.first_epoch(by_epoch)) is not None:
+    study.headline("mr_aft_epoch_1", one)
+plots.rate_curves(by_epoch, x="epoch", label="epochs of adversarial fine-tuning", by="attacker")
+
+# %% [markdown]
+# ## How much work?
+#
+# A rate after a fixed number of steps asks whether an image came back *by then*. {numref}`fig-work` asks how long it takes. Under a
+# perfect remedy it takes as long as on the twin, where the search writes the image itself.
+
+# %% tags=["hide-input"]
+plots.work_curves(table[table["attacker"] == defences.LONG])
+
+# %%
+erasure.work(table).round(3)
+
+# %% tags=["hide-input"]
+p, powers = erasure.told_apart(table)
+study.headline("aft_twin_p", p)
+Markdown(f"Adversarial fine-tuning against the twin: p = {p.value:.2g}, {p.n} images each. Were a share of the images to return that the "
+         "twin does not, a test with as many images would notice it with a probability of "
+         + "; ".join(f"{chance:.2f} (share {share:g})" for share, chance in powers.items()) + ".")
+
+# %% [markdown]
+# ## What does it cost?
+
+# %%
+utility = erasure.utility(study, some)
+erasure.utility_shown(utility)
+
+# %% tags=["hide-input"]
+plots.utility(utility)
+
+# %% tags=["hide-input"]
+costs = erasure.aft_costs(utility)
+for name, estimate in costs.items():
+    study.headline(name, estimate)
+Markdown("Share of alignment lost by adversarial fine-tuning: "
+         + (costs["aft_alignment_loss"].percent if costs else "not measured here") + ".")
+
+# %% [markdown]
+# ### And the images nobody asked to erase?
+
+# %%
+erasure.collateral(study, some).round(2)
+
+# %% [markdown]
+# ## Mending the prompt instead
+#
+# {cite:t}`wen2024detecting` leave the weights alone and adjust the prompt's embedding before sampling, until it pulls no harder than a regular
+# prompt's. This works on what the user hands in. Who may hand in an embedding hands in the one that DoRI found, and nothing is adjusted.
+
+# %%
+adjusted = memorization_rate(adjusted_table(study, erased, erasure.sampling(study)))
+bypassed = erasure.rate(table, defences.TRAINED, "DoRI from the prompt")
+Markdown(f"Prompt as it is: {erasure.rate(table, defences.TRAINED, defences.PROMPT).percent}; prompt adjusted: {adjusted.percent}; "
+         f"embedding handed in: {bypassed.percent}.")
+
+# %% [markdown]
+# ## What to conclude
+
+# %% tags=["hide-input"]
+claims_table("04", study.headlines).set_index("claim")
+
+# %% tags=["hide-input"]
+study.finish()
+Markdown("\n".join(["**What to take away**", ""] + [f"- {name}: {figures[key].percent}" for name, key in {
+    "Search with held-out settings after adversarial fine-tuning": "mr_aft_heldout",
+    "The same on the model as trained": "mr_trained_heldout",
+    "The same on the twin, which never saw the images": "mr_twin_heldout"}.items() if key in figures]))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Held-out settings differ from those of the training in start, optimiser, step size and number of draws. Which of the four matters? Write an
+#    attacker that differs in one of them (`dori.experiments.defences.SEARCHES`).
+# 2. A surrogate is an image like any other. Does the mended model now memorize its surrogates? Score what it paints against them.
+# 3. {numref}`fig-work` takes 500 steps on a few images. How many images would it take to tell a share of a tenth from the twin's?
+# 4. Half of the images were erased. Erase them one by one instead: does the tenth cost as much as the first?
