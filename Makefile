@@ -42,7 +42,7 @@ records: env
 	$(BIN)/python scripts/records.py $(if $(CHAPTER),--chapter $(CHAPTER))
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

@@ -1,8 +1,12 @@
 """Small pipelines built from configs (random weights, no download), a stand-in descriptor, a benchmark."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
