@@ -78,9 +78,9 @@ def pack(run_dirs: Iterable[Path], out: Path) -> int:
     members = dict(_asked_for(run_dirs))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".tmp")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(partial, "w") as archive:
         for name, path in sorted(members.items()):
-            archive.writestr(zipfile.ZipInfo(name, EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+            archive.writestr(zipfile.ZipInfo(name, EPOCH), path.read_bytes(), zipfile.ZIP_LZMA)
     partial.replace(out)
     return sum(name.endswith(".json") for name in members)
 

@@ -118,3 +118,19 @@ def test_pages_work_in_a_browser_without_asking_anybody():
     report = json.loads(done.stdout)
     assert report["pages"] >= 5
     assert report["faults"] == []
+
+
+@needs_book
+def test_the_build_found_its_measurements_and_made_a_sample_again():
+    """Of the bundled model at quick; a run of another size or with records none has nothing to compare."""
+    runs = [json.loads(path.read_text()) for path in (ROOT / "_build" / "executed").glob("*.json")]
+    runs = [run for run in runs if run["parameters"].get("records") == "shipped"]
+    runs = [run for run in runs if run["parameters"]["preset"] == "quick" and run["measured"]["shipped"]]
+    if not runs:
+        pytest.skip("no chapter was built from shipped records")
+    for run in runs:
+        found = run["measured"]
+        # What is made again brings new records with it: what is drawn from another embedding has another key.
+        assert found["new"] <= 0.2 * found["shipped"], f"{run['chapter']}: {found}; make records"
+        assert found["agree"] >= 0.9 * found["again"], f"{run['chapter']}: {found}"
+    assert sum(run["measured"]["again"] for run in runs)
