@@ -125,14 +125,17 @@ class RunStore:
     def repeated(self) -> dict[str, list[float]]:
         """By stage, how far each measurement of this directory lies from the shipped one of the same key.
 
-        The largest difference of any number of the record, as a share of it where it is above 1.
+        The largest difference of any number of the record (as a share of it where it is above 1), of its
+        images (mean over pixels, as a share of the range) and of its masks (1 - IoU). Other tensors are where
+        a search ended: its losses are compared, and the scores of what it paints.
         """
         found: dict[str, list[float]] = {}
         for name in sorted(self.touched - self.shipped) if self.archive else ():
             path, text = self.directory / "records" / f"{name}.json", self.archive.kept(f"{name}.json")
-            if text is not None and path.is_file():
-                ours, theirs = json.loads(path.read_text())["values"], json.loads(text)["values"]
-                found.setdefault(name.split("/")[0], []).append(_difference(ours, theirs))
+            ours = _read(path) if text is not None and path.is_file() else None
+            theirs = ours and _parse(text, self.archive.kept(f"{name}.safetensors"))
+            if ours is not None and theirs is not None:
+                found.setdefault(name.split("/")[0], []).append(_apart(ours, theirs))
         return found
 
     def get(self, stage: str, decides: Mapping, compute: Callable[[], Record]) -> Record:
@@ -192,6 +195,18 @@ def _parse(text: bytes, tensors: bytes | None) -> Record | None:
     if entry["tensors"] and tensors is None:
         return None
     return Record(entry["values"], load(tensors) if tensors else {})
+
+
+def _apart(ours: Record, theirs: Record) -> float:
+    """`RunStore.repeated` of one record."""
+    if {k: v.shape for k, v in ours.tensors.items()} != {k: v.shape for k, v in theirs.tensors.items()}:
+        return math.inf
+    pairs = [(x, theirs.tensors[k]) for k, x in ours.tensors.items()]
+    images = [float((a.float() - b.float()).abs().mean()) / 255 for a, b in pairs if a.dtype == torch.uint8]
+    masks = [(a, b) for a, b in pairs if a.dtype == torch.bool]
+    either = sum(int((a | b).sum()) for a, b in masks)
+    both = sum(int((a & b).sum()) for a, b in masks)
+    return max([_difference(ours.values, theirs.values), *images, 1 - both / either if either else 0.0])
 
 
 def _difference(ours: object, theirs: object) -> float:

@@ -102,6 +102,30 @@ def test_how_far_two_measurements_lie_apart(shipped, tmp_path, ours, theirs, exp
     assert store.repeated()["x"] == pytest.approx([expected])
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (
+            torch.tensor([0, 51], dtype=torch.uint8),
+            torch.tensor([0, 0], dtype=torch.uint8),
+            0.1,
+        ),  # 25.5 of 255
+        (torch.tensor([True, True, False]), torch.tensor([True, False, False]), 0.5),
+        (torch.tensor([False]), torch.tensor([False]), 0.0),
+        (torch.tensor([1.0]), torch.tensor([2.0]), 0.0),  # where a search ended is not compared
+        (torch.tensor([1.0]), torch.tensor([1.0, 1.0]), float("inf")),
+    ],
+)
+def test_images_and_masks_are_compared_too(tmp_path, ours, theirs, expected):
+    first = RunStore(tmp_path / "first")
+    first.save("x", {"item": 1}, Record({}, {"t": theirs}))
+    first.note_touched()
+    pack([tmp_path / "first"], tmp_path / "shipped" / "x.zip")
+    store = RunStore(tmp_path / "second", Archive(tmp_path / "shipped", share=1))
+    store.save("x", {"item": 1}, Record({}, {"t": ours}))
+    assert store.repeated()["x"] == pytest.approx([expected])
+
+
 def test_only_what_the_last_run_asked_for_is_packed(tmp_path):
     first = RunStore(tmp_path / "run")
     for n, decides in enumerate(ITEMS):
