@@ -65,26 +65,29 @@ def test_a_change_of_another_network_is_refused(tiny_model, tmp_path):
 # What is erased, spared and kept
 
 
-def test_halves_are_apart_and_regular_rows_that_judge_hold_nothing(study):
-    erased, spared = erasing.erased(study), erasing.spared(study)
-    assert set(erased.ids).isdisjoint(spared.ids)
-    assert erasing.erased(study, "validation").ids == spared.ids
-    judged = study.regular.ids[: study.preset.regular]
-    if len(study.regular) > len(judged):
-        assert not set(erasing.search_prompts(study)) & set(study.regular.prompts(judged))
-    else:
-        with pytest.raises(DoriError, match="kept for judging"):
-            erasing.retain_pairs(study)
-
-
 @pytest.fixture
-def roomy(study):
-    """The study with regular rows to spare."""
-    return dataclasses.replace(study, preset=dataclasses.replace(study.preset, regular=1))
-
-
-def test_retain_and_unrelated_pairs_are_other_rows(roomy, monkeypatch):
+def roomy(study, monkeypatch):
+    """The study with two images of one level to divide, and regular rows to spare."""
     monkeypatch.setattr(erasing, "RETAIN", 1)
+    table = study.memorized.table.assign(copies=256)
+    memorized = dataclasses.replace(study.memorized, table=table)
+    return dataclasses.replace(
+        study, memorized=memorized, preset=dataclasses.replace(study.preset, regular=1)
+    )
+
+
+def test_halves_are_apart_and_regular_rows_that_judge_hold_nothing(roomy, study):
+    erased, spared = erasing.erased(roomy), erasing.spared(roomy)
+    assert len(erased) == len(spared) == 1
+    assert erased.ids != spared.ids
+    assert erasing.erased(roomy, "validation").ids == spared.ids
+    judged = roomy.regular.prompts(roomy.regular.ids[:1])
+    assert not set(erasing.search_prompts(roomy)) & set(judged)
+    with pytest.raises(DoriError, match="kept for judging"):  # the preset judges by all three rows
+        erasing.retain_pairs(study)
+
+
+def test_retain_and_unrelated_pairs_are_other_rows(roomy):
     first, second = erasing.retain_pairs(roomy, 1), erasing.unrelated_pairs(roomy)
     rest = roomy.regular.ids[1:]
     assert torch.allclose(
