@@ -184,7 +184,7 @@ def _read(path: Path) -> Record | None:
     try:
         entry = json.loads(path.read_text())
         tensors = load_file(path.with_suffix(".safetensors")) if entry["tensors"] else {}
-        return Record(entry["values"], tensors)
+        return _record(entry, tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         path.unlink(missing_ok=True)
         return None
@@ -194,7 +194,12 @@ def _parse(text: bytes, tensors: bytes | None) -> Record | None:
     entry = json.loads(text)
     if entry["tensors"] and tensors is None:
         return None
-    return Record(entry["values"], load(tensors) if tensors else {})
+    return _record(entry, load(tensors) if entry["tensors"] else {})
+
+
+def _record(entry: dict, tensors: Mapping[str, Tensor]) -> Record:
+    """Tensors in the order of their names, as safetensors gives them in any. KeyError for a lost one."""
+    return Record(entry["values"], {name: tensors[name] for name in sorted(entry["tensors"])})
 
 
 def _apart(ours: Record, theirs: Record) -> float:

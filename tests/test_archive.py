@@ -47,6 +47,16 @@ def test_another_key_finds_nothing(shipped, tmp_path, decides):
     assert store.find("attack", ITEMS[0]) is None
 
 
+def test_layers_keep_their_order_wherever_they_are_read_from(tmp_path):
+    names = [f"{part}.{k}" for part in ("down_blocks", "mid_block", "up_blocks") for k in range(5)]
+    store = RunStore(tmp_path / "run")
+    store.save("units", {"item": 1}, Record({}, {n: torch.ones(k + 1) for k, n in enumerate(names)}))
+    store.note_touched()
+    pack([tmp_path / "run"], tmp_path / "records" / "x.zip")
+    for one in (store, RunStore(tmp_path / "other", Archive(tmp_path / "records"))):
+        assert list(one.find("units", {"item": 1}).tensors) == names
+
+
 def test_what_the_run_has_itself_comes_first(shipped, tmp_path):
     store = RunStore(tmp_path / "other", Archive(shipped))
     store.save("score", ITEMS[3], record(7))

@@ -157,7 +157,8 @@ def levels(table: pd.DataFrame) -> Figure:
         axis.errorbar(rows["value"], y, xerr=bars, color=colour(memory), label=memory, linestyle="none",
                       marker=mark(memory)["marker"], markersize=6, capsize=3)  # fmt: skip
         for place, value, n in zip(y, rows["value"], rows["n"], strict=True):
-            text = "" if np.isnan(n) else f"n = {n:g}" if np.isfinite(value) else f"undefined, n = {n:g}"
+            off = "" if WIDEST[0] <= value <= WIDEST[1] else f"{value:.1f}, "  # its dot is off the axis
+            text = "" if np.isnan(n) else f"{off}n = {n:g}" if np.isfinite(value) else f"undefined, n = {n:g}"
             axis.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8,
                           color=INK)  # fmt: skip
     ends = table[["value", "low", "high"]]
