@@ -257,11 +257,19 @@ moved = transfer.transfers(memories)
 plots.transfer_matrices(moved)
 
 # %% [markdown]
-# The same at lower sparsities, for fewer triggers. Read along a row: the share of triggers that still return the image under a cut made for the trigger itself,
+# The same for the neurons that NeMo's search takes. A field on the diagonal that stays dark says that a trigger outlives the cut made for *it*; of such a
+# cut nothing about other triggers can be learnt.
+
+# %% mystnb={"figure": {"name": "fig-transfer-nemo", "caption": "The same for NeMo's search, with the up blocks."}, "image": {"alt": "A matrix for each image, as in the figure above, for the neurons that NeMo's search takes.", "width": "100%"}} tags=["hide-input"]
+moved_nemo = transfer.transfers(memories, size.nemo)
+plots.transfer_matrices(moved_nemo)
+
+# %% [markdown]
+# Both, and Wanda at lower sparsities for fewer triggers. Read along a row: the share of triggers that still return the image under a cut made for the trigger itself,
 # for another of the same image, and for one of another image. A memory's own place shows in the difference between the last two.
 
 # %%
-transfer.summary(pd.concat([transfer.milder(memories), moved], ignore_index=True)).round(2)
+transfer.summary(pd.concat([moved_nemo, transfer.milder(memories), moved], ignore_index=True)).round(2)
 
 # %% tags=["hide-input"]
 for name, estimate in transfer.headlines(moved).items():
