@@ -261,7 +261,7 @@ plots.transfer_matrices(moved)
 # cut nothing about other triggers can be learnt.
 
 # %% mystnb={"figure": {"name": "fig-transfer-nemo", "caption": "The same for NeMo's search, with the up blocks."}, "image": {"alt": "A matrix for each image, as in the figure above, for the neurons that NeMo's search takes.", "width": "100%"}} tags=["hide-input"]
-moved_nemo = transfer.transfers(memories, size.nemo)
+moved_nemo = transfer.nemo_transfers(memories)
 plots.transfer_matrices(moved_nemo)
 
 # %% [markdown]

@@ -91,3 +91,5 @@ def test_without_regular_prompts_nemo_is_left_out(tiny_dir, tmp_path, monkeypatc
     csv = benchmark(tmp_path / "bench", ["verbatim"] * 4)
     names, _ = run(LOCALITY, model=str(tiny_dir), benchmark=str(csv), run_dir=str(tmp_path / "run"))
     assert set(names["agreed"]["method"]) == {"Wanda"}
+    assert names["moved_nemo"].empty
+    assert list(names["moved_nemo"].columns) == list(names["moved"].columns)

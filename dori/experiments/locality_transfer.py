@@ -10,13 +10,14 @@ import pandas as pd
 
 from dori.experiments.locality_sizes import MILDER, WANDA
 from dori.experiments.locality_weights import compared, units_of
-from dori.experiments.memories import Memory, sampling
+from dori.experiments.memories import Memory, sampling, sizes
 from dori.experiments.selections import Setting, named
 from dori.experiments.triggers import Found, score_found
 from dori.metrics.intervals import Estimate, mean_of_few
 from dori.mitigation.units import Units
 
 PROMPT = "prompt"  # the row's own prompt among the triggers
+COLUMNS = ["a", "b", "made_for", "rate", "memory", "image", "method", "setting"]
 OWN, SAME, OTHER, BY_PROMPT = (
     "the trigger itself",
     "another of the image",
@@ -85,6 +86,13 @@ def _number(name: str) -> str:
 
 def _short(name: str, image: str) -> str:
     return _number(name) if name == PROMPT or name.startswith(image) else f"of {name.split()[0]}"
+
+
+def nemo_transfers(memories: Sequence[Memory]) -> pd.DataFrame:
+    """`transfers` by the neurons of NeMo's search; empty without regular prompts, as NeMo needs them."""
+    if not len(memories[0].study.regular):
+        return pd.DataFrame(columns=COLUMNS)
+    return transfers(memories, sizes(memories[0].study).nemo)
 
 
 def milder(memories: Sequence[Memory], n: int = 2) -> pd.DataFrame:
