@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice would follow pytest's closing line
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
