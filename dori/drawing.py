@@ -172,6 +172,11 @@ def decided_by(study: "Study") -> dict:
     return {**study.model.identity, "version": VERSION}
 
 
+def descriptor_key(study: "Study") -> str:
+    """What about the descriptor decides a score: its weights, of one without a fingerprint its name."""
+    return getattr(study.descriptor, "fingerprint", study.descriptor.name)
+
+
 def _image_keys(study: "Study", trigger: Trigger, sampling: Sampling) -> list[dict]:
     """All that decides each image of a trigger."""
     decides = {**decided_by(study), "guidance_scale": sampling.guidance_scale, "steps": sampling.steps}
@@ -190,7 +195,7 @@ def _score_key(study: "Study", prompts: Benchmark, trigger: Trigger, sampling: S
     return {
         "images": _image_keys(study, trigger, sampling),
         "original": digest(original),
-        "descriptor": getattr(study.descriptor, "fingerprint", study.descriptor.name),
+        "descriptor": descriptor_key(study),
     }
 
 

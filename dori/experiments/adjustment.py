@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from dori.benchmark import Benchmark
-from dori.drawing import Sampling, decided_by, digest, noise_seed
+from dori.drawing import Sampling, decided_by, descriptor_key, digest, noise_seed
 from dori.metrics.copy import similarity
 from dori.metrics.replication import replication_table
 from dori.mitigation.adjustment import Adjustment, adjusted
@@ -55,7 +55,7 @@ def _scores(
         "prompt": prompt,
         "noise": seeds,
         "original": digest(original),
-        "descriptor": getattr(study.descriptor, "fingerprint", study.descriptor.name),
+        "descriptor": descriptor_key(study),
     }
 
     def compute() -> Record:

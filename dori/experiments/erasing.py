@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dori.benchmark import Benchmark
-from dori.drawing import decided_by, digest
+from dori.drawing import decided_by, descriptor_key, digest
 from dori.errors import DoriError
 from dori.experiments.foundations import halved
 from dori.experiments.replication import top_prompts
@@ -105,7 +105,7 @@ def surrogates_for(
         "originals": digest(originals),
         "units": [units[i].fingerprint for i in prompts.ids],
         "regular": regular,
-        "descriptor": getattr(study.descriptor, "fingerprint", study.descriptor.name),
+        "descriptor": descriptor_key(study),
     }
 
     def compute() -> Record:

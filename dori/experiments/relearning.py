@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dori.attack import Attack
 from dori.benchmark import Benchmark
-from dori.drawing import Sampling, decided_by
+from dori.drawing import Sampling, decided_by, descriptor_key
 from dori.experiments import erasing
 from dori.experiments.fragility import attack_table
 from dori.metrics.replication import replication_table
@@ -76,7 +76,7 @@ def relearned_table(
         "prompts": list(prompts.ids),
         "units": [units[i].fingerprint if i in units else None for i in prompts.ids],
         "sampling": dataclasses.asdict(sampling),
-        "descriptor": getattr(study.descriptor, "fingerprint", study.descriptor.name),
+        "descriptor": descriptor_key(study),
     }
 
     def compute() -> Record:

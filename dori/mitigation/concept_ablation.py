@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dori.errors import DoriError
-from dori.mitigation.esd import undone_on_error
 from dori.mitigation.targets import (
     Batch,
     Retain,
@@ -23,6 +22,7 @@ from dori.mitigation.targets import (
     draw_noise,
     retain_batch,
     trainable,
+    undone_on_error,
 )
 from dori.model import TextToImageModel
 from dori.training import Fit, Schedule, step_rng

@@ -4,8 +4,6 @@ Gandikota et al. 2023 (Erasing Concepts from Diffusion Models, arXiv 2303.07345)
 of the published code.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dori.errors import DoriError
-from dori.mitigation.targets import Targets, trainable
+from dori.mitigation.targets import Targets, trainable, undone_on_error
 from dori.model import PIXELS_AT_ONCE, TextToImageModel
 from dori.sampling import ddim, guided
 from dori.training import Fit, Schedule, step_rng
@@ -156,24 +154,3 @@ def _sampled(
     steps = settings.sampling_steps or model.defaults.num_inference_steps
     ddim(denoise, model.initial_latents(seeds), model.new_scheduler(), num_inference_steps=steps)
     return torch.stack(noisy, 1), torch.stack(wanted, 1), torch.stack(timesteps)
-
-
-@contextlib.contextmanager
-def undone_on_error(unet: nn.Module) -> Iterator[None]:
-    """After an error the weights that require a gradient are what they were; no gradient is left in any case.
-
-    A second try on the same model would otherwise take a half-trained one for the original. Costs a copy of
-    these weights on the CPU.
-    """
-    trained = [p for p in unet.parameters() if p.requires_grad]
-    before = [p.detach().to("cpu", copy=True) for p in trained]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for p, value in zip(trained, before, strict=True):
-                p.copy_(value)
-        raise
-    finally:
-        for p in trained:
-            p.grad = None

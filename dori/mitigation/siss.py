@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dori.errors import DoriError
-from dori.mitigation.esd import undone_on_error
-from dori.mitigation.targets import Retain, Targets, draw_noise, trainable
+from dori.mitigation.targets import Retain, Targets, draw_noise, trainable, undone_on_error
 from dori.model import TextToImageModel
 from dori.sampling import alpha_sigma
 from dori.training import Fit, Schedule, step_rng

@@ -80,6 +80,27 @@ def trainable(unet: nn.Module, wanted: Callable[[str], bool] = lambda _: True) -
         unet.eval()
 
 
+@contextlib.contextmanager
+def undone_on_error(unet: nn.Module) -> Iterator[None]:
+    """After an error the weights that require a gradient are what they were; no gradient is left in any case.
+
+    A second try on the same model would otherwise take a half-trained one for the original. Costs a copy of
+    these weights on the CPU.
+    """
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    before = [p.detach().to("cpu", copy=True) for p in trained]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for p, value in zip(trained, before, strict=True):
+                p.copy_(value)
+        raise
+    finally:
+        for p in trained:
+            p.grad = None
+
+
 def denoising_loss(model: TextToImageModel, batch: Batch) -> Tensor:
     """||target - prediction||^2 per latent entry, mean of the rows: what the model was trained with.
 
