@@ -122,7 +122,7 @@ def dori_attack(
 
 
 def _search(images: "_Images", start: Tensor, plan: Attack, callback: Progress | None) -> Attacked:
-    """Steps of the optimiser on the embeddings of one batch; each image has its own loss and sees no other."""
+    """Steps of the optimiser for one batch of images; each has its own loss, so none sees the others."""
     start = start.detach().to(torch.promote_types(start.dtype, torch.float32))  # half would underflow
     y, losses, saved = start.clone(), [], {}
     optimizer = OPTIMIZERS[plan.optimizer]([y], lr=plan.lr)
