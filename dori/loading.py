@@ -11,6 +11,7 @@ import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
+from dori import parallel
 from dori.errors import DoriError
 
 BUNDLED = {"testbed": "model", "twin": "twin"}  # name -> folder of data/testbed
@@ -28,9 +29,12 @@ class Defaults:
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """`auto` takes CUDA where there is one. Raises DoriError for a device unknown here or absent."""
+    """`auto` takes what the launcher gave this process, else CUDA where there is one.
+
+    Raises DoriError for a device unknown here or absent.
+    """
     if str(name) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return parallel.device() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

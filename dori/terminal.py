@@ -52,6 +52,17 @@ def units_table(units: Units, title: str) -> Table:
     return table
 
 
+def trained_table(provenance: dict) -> Table:
+    """What a training did."""
+    table = Table("", "", title=provenance["setting"], show_header=False, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_row("images to forget", str(provenance["prompts"]))
+    table.add_row("pairs to keep", str(provenance["retain_pairs"]))
+    table.add_row("minutes", f"{provenance['training_seconds'] / 60:.1f}")
+    table.add_row("rows through the UNet", str(provenance["unet_rows"]))
+    table.add_row("processes", str(provenance["processes"]))
+    return table
+
+
 def _rates_table(summary: dict, *columns: str, more: Sequence[str] = ()) -> Table:
     title = (
         f"{summary['model']}, {summary['descriptor']} > {summary['threshold']:.2f}, {summary['seeds']} seeds"

@@ -56,6 +56,12 @@ class Batch:
     noise: Tensor
     timesteps: Tensor
 
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        return Batch(self.latents[rows], self.prompt_embeds[rows], self.noise[rows], self.timesteps[rows])
+
     def noisy(self, model: TextToImageModel) -> Tensor:
         """x_t of each row."""
         return model.add_noise(self.latents, self.noise, self.timesteps)
