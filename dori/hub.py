@@ -46,25 +46,39 @@ def fetch(repository: str, revision: str | None = None) -> Path:
     return Path(path)
 
 
-def fetch_config(repository: str, revision: str | None = None) -> Path:
-    """As `fetch`, without weights: configuration and tokenizers, a few megabytes."""
+def fetch_config(repository: str, revision: str | None, *, put: Path) -> Path:
+    """As `fetch`, without weights: configuration and tokenizers, a few megabytes.
+
+    Raises DoriError, with the command that fetches them elsewhere for the directory `put`.
+    """
+    options = {"revision": revision, "allow_patterns": list(CONFIG)}
+    with contextlib.suppress(Exception), _bars():
+        return Path(huggingface_hub.snapshot_download(repository, local_files_only=True, **options))
     try:
         with _bars():
-            return Path(
-                huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(CONFIG))
-            )
+            huggingface_hub.model_info(
+                repository, revision=revision
+            )  # fails at once where there is no network
+            return Path(huggingface_hub.snapshot_download(repository, **options))
     except Exception as error:
-        raise DoriError(explain(error, repository, revision)) from error
+        files = " ".join(map(repr, CONFIG))
+        elsewhere = (
+            f"run `{_command(repository, revision)} --include {files} --local-dir {put.name}` where there is "
+            f"one, and make the directory {put}"
+        )
+        raise DoriError(explain(error, repository, revision, elsewhere=elsewhere)) from error
 
 
-def explain(error: BaseException, repository: str, revision: str | None = None) -> str:
-    """One line: what is wrong with fetching a repository, and what to do."""
+def explain(
+    error: BaseException, repository: str, revision: str | None = None, *, elsewhere: str | None = None
+) -> str:
+    """One line: what is wrong with fetching a repository, and what to do (`elsewhere`: without network)."""
     chain, seen = [], error
     while seen is not None and len(chain) < 20:
         chain.append(seen)
         seen = seen.__cause__ or seen.__context__
-    at = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
-    elsewhere = f"fetch it where there is one (`{at}`) and give the directory as --model"
+    at = _command(repository, revision)
+    elsewhere = elsewhere or f"fetch it where there is one (`{at}`) and give the directory as --model"
     token = "your token has no access yet" if huggingface_hub.get_token() else LOGIN
     known = {
         hub.GatedRepoError: f"is gated: accept its licence at https://huggingface.co/{repository}; {token}",
@@ -91,6 +105,10 @@ def explain(error: BaseException, repository: str, revision: str | None = None) 
         return f"model '{repository}' is not a diffusers pipeline (a file is missing on the Hub)"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"model '{repository}' cannot be fetched ({first[:200]}); check name, network and token"
+
+
+def _command(repository: str, revision: str | None) -> str:
+    return f"hf download {repository}" + (f" --revision {revision}" if revision else "")
 
 
 def _status(error: BaseException) -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
+import huggingface_hub
 import torch
 import transformers
 from diffusers import DiffusionPipeline
@@ -143,15 +144,9 @@ def _fetched_config(path: Path, own: Path) -> Path:
         )
     like = known.KNOWN[LOOKS_LIKE[looks]]
     try:
-        return hub.fetch_config(like.repository, like.revision)
+        return hub.fetch_config(like.repository, like.revision, put=own)
     except DoriError as error:
-        command = (
-            f"hf download {like.repository} --include {' '.join(map(repr, hub.CONFIG))} --local-dir {own}"
-        )
-        raise DoriError(
-            f"{path} has no configuration and tokenizer beside it: {error}. It takes those of "
-            f"{like.repository} in {own}: `{command}`"
-        ) from error
+        raise DoriError(f"{path} has no configuration and tokenizer beside it: {error}") from error
 
 
 def _without(kind: type[StableDiffusion]) -> dict[str, None]:
@@ -236,3 +231,4 @@ def _quiet() -> None:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
