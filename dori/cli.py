@@ -25,7 +25,7 @@ console = Console()
 INTERRUPTED = 130  # as a shell says it
 
 ModelOption = Annotated[
-    str, typer.Option(help="testbed, twin, a diffusers directory, a .safetensors file or a Hub id")
+    str, typer.Option(help="a name of `dori models`, a diffusers directory, a .safetensors file or a Hub id")
 ]
 BenchmarkOption = Annotated[
     str, typer.Option(help="CSV of id,prompt,image[,kind][,split]; testbed or regular")
@@ -231,6 +231,31 @@ def mitigate(
     if parallel.first():
         console.print(table)
         console.print(f"{out}: {len(picked.skipped)} rows skipped")
+
+
+@app.command()
+def models() -> None:
+    """List the models known by name: where they lie, licence, weights in memory, how they are sampled."""
+    from dori.terminal import models_table
+
+    console.print(models_table())
+    console.print(
+        "GB: weights in float32 / in half precision; tuning: float32 with AdamW's state of the denoiser.\n"
+        "Activations come on top. Gated: accept the licence on the Hub, then `hf auth login` or HF_TOKEN."
+    )
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="a pickled checkpoint: .ckpt, .bin, .pt, .pth")],
+    out: Annotated[Path | None, typer.Option(help="file to write", show_default="FILE.safetensors")] = None,
+) -> None:
+    """Write the tensors of a pickled checkpoint as safetensors; nothing in it is run."""
+    from dori.convert import convert as run
+
+    if not source.is_file():
+        raise DoriError(f"{source} is not here")
+    console.print(f"{run(source, out)}", soft_wrap=True)
 
 
 @app.command()
