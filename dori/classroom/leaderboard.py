@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
-import torch
 
 from dori.benchmark import Benchmark
 from dori.classroom.room import Room
@@ -27,7 +26,7 @@ from dori.testbed import cured
 from dori.testbed.planting import copied
 
 Defend = Callable[[TextToImageModel, Benchmark], Units | None]
-MOST_LOST = 0.1  # a model whose held-out loss rose by more than this share is broken, not defended
+MOST_LOST = 0.2  # a model whose held-out loss rose by more than this share is broken, not defended
 
 
 def defended(room: Room, prompts: Benchmark, defend: Defend, label: str = "yours") -> Study:
@@ -64,13 +63,18 @@ def prune_jointly(model: TextToImageModel, prompts: Benchmark) -> Units:
 
 
 def references(room: Room, prompts: Benchmark) -> dict[str, Study]:
-    """The rows every board has: as trained, pruned, the mended models that are shipped, and the twin."""
-    found = {TRAINED: room.study, PRUNED: defended(room, prompts, prune_jointly, PRUNED)}
-    if cured.index().is_base(room.study.model):
+    """The rows to compare with: those that the size names, and mended models that are shipped for these images."""
+    makes = {
+        TRAINED: lambda: room.study,
+        PRUNED: lambda: defended(room, prompts, prune_jointly, PRUNED),
+        TWIN: lambda: room.study.twin,
+    }
+    found = {name: makes[name]() for name in room.size.references}
+    if TWIN in found and cured.index().is_base(room.study.model):
         for which, record in cured.index().records().items():
             if set(prompts.ids) <= set(record["erased"]):
                 found[record["label"]] = room.study.on(cured.cured_model(room.study.model, which))
-    return {**found, TWIN: room.study.twin}
+    return found
 
 
 def judge(room: Room, study: Study, prompts: Benchmark) -> dict[str, object]:
@@ -125,12 +129,10 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def compete(room: Room, prompts: Benchmark, defends: Mapping[str, Defend]) -> pd.DataFrame:
-    """The board of some defences and of the references. Raises DoriError as `defended` does."""
-    models = references(room, prompts)
-    models |= {name: defended(room, prompts, defend, name) for name, defend in defends.items()}
-    with torch.no_grad():
-        trained = utility_loss(room, room.study)
+def compete(room: Room, prompts: Benchmark, some: Mapping[str, Study]) -> pd.DataFrame:
+    """The board of some defended models (`defended`) and of the references."""
+    trained = utility_loss(room, room.study)
+    models = {**some, **references(room, prompts)}
     return board({name: judge(room, study, prompts) for name, study in models.items()}, trained=trained)
 
 

@@ -39,13 +39,18 @@ class Size:
     search: Attack  # what students search with
     heldout: Attack  # what their defence is judged by
     losses: int  # held-out pairs that utility is measured on
+    references: tuple[str, ...]  # rows of the leaderboard that a defence is compared with
 
 
 HELD_OUT = defences.SEARCHES[defences.HEADLINE]
+SMALL = replace(HELD_OUT, steps=(20,), batch=4)
 SIZES = {
-    "smoke": Size(4, 2, 2, 6, Attack(steps=(12,), batch=4), replace(HELD_OUT, steps=(20,), batch=4), 16),
-    "quick": Size(12, 3, 4, 10, Attack(steps=(30,), batch=4), HELD_OUT, 32),
-}
+    "smoke": Size(4, 2, 2, 6, Attack(steps=(12,), batch=4), SMALL, 16, (defences.PRUNED,)),
+    "quick": Size(
+        12, 3, 4, 10, Attack(steps=(30,), batch=4), HELD_OUT, 32,
+        (defences.TRAINED, defences.PRUNED, defences.TWIN),
+    ),
+}  # fmt: skip
 
 
 def size() -> Size:

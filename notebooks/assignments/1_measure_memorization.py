@@ -103,8 +103,9 @@ assert memorization_rate(uneven, 0.95) == 0
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "test-pair-rate", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-assert pair_rate(small, 0.5) == 0.25
+assert pair_rate(pd.DataFrame({"id": ["a", "a", "b", "b"], "score": [0.9, 0.1, 0.2, 0.3]}), 0.5) == 0.25
 ### BEGIN HIDDEN TESTS
+uneven = pd.DataFrame({"id": list("aaaabcc"), "score": [0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.5]})
 assert abs(pair_rate(uneven, 0.5) - 2 / 7) < 1e-9, "images count, not prompts"
 assert pair_rate(uneven, 0.05) == 1
 ### END HIDDEN TESTS
@@ -203,6 +204,8 @@ results = {
 assert set(results) == {"repeated", "held-out", "twin"}
 assert all(low - 1e-9 <= rate <= high + 1e-9 for rate, low, high in results.values())
 ### BEGIN HIDDEN TESTS
+from dori.metrics.intervals import wilson as reference
+
 rate, low, high = results["repeated"]
 n = len(room.repeated())
 assert np.allclose((low, high), reference(round(rate * n), n)[1:3], atol=1e-4), "n counts prompts: images of one prompt are no independent observations"
