@@ -1,1 +1,1 @@
-"""What the assignments in notebooks/assignments stand on: a room to work in, a leaderboard, and the release."""
+"""What notebooks/assignments stand on: a room to work in, a leaderboard, and the release."""

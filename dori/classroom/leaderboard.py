@@ -33,8 +33,8 @@ def defended(room: Room, prompts: Benchmark, defend: Defend, label: str = "yours
     """The study on a copy of the model that `defend` has changed; the model itself stays as it is.
 
     Only the weights of the UNet count: they are taken over into a fresh copy, so that hooks and changed
-    classes stay behind. Raises DoriError for a defence that changes the model outside its UNet, leaves weights
-    that are not finite or of another network, or returns something else than units or None.
+    classes stay behind. Raises DoriError for a defence that changes the model outside its UNet, leaves
+    weights that are not finite or of another network, or returns something else than units or None.
     """
     base, before = room.study.model, room.weights
     given = copied(base, label)
@@ -63,7 +63,7 @@ def prune_jointly(model: TextToImageModel, prompts: Benchmark) -> Units:
 
 
 def references(room: Room, prompts: Benchmark) -> dict[str, Study]:
-    """The rows to compare with: those that the size names, and mended models that are shipped for these images."""
+    """The rows to compare with: those that the size names, and mended models shipped for these images."""
     makes = {
         TRAINED: lambda: room.study,
         PRUNED: lambda: defended(room, prompts, prune_jointly, PRUNED),
@@ -98,8 +98,9 @@ def utility_loss(room: Room, study: Study) -> float:
 
 
 def board(rows: Mapping[str, Mapping[str, object]], *, trained: float) -> pd.DataFrame:
-    """Rows of `judge` by name, best first: rank, prompt, attack, score, lost (share of the loss of the model as
-    trained by which a model's is higher), counts.
+    """Rows of `judge` by name, best first: rank, prompt, attack, score, lost, counts.
+
+    `lost` is by which share a model's held-out loss is above `trained`, that of the model as trained.
 
     A model that lost more than MOST_LOST is placed after all others and has no rank. The others are placed by
     the rate under attack, then by the score under attack; rows that agree in both share a rank.

@@ -90,7 +90,7 @@ class Room:
         return self.study.sampling(seeds=self.size.seeds, steps=self.size.steps)
 
     def repeated(self, n: int | None = None) -> Benchmark:
-        """n prompts (the size's number) with the most copies, whether the model returns their image or not."""
+        """n prompts (the size's number) with the most copies, whether their image is returned or not."""
         return self._some(top_prompts(self.study), n or self.size.prompts)
 
     def heldout(self, n: int | None = None) -> Benchmark:
@@ -98,8 +98,10 @@ class Room:
         return self._some(regular_prompts(self.study), n or self.size.prompts)
 
     def memorized(self, n: int | None = None) -> Benchmark:
-        """n prompts (the size's number of images) whose image the model returns. Raises DoriError if there are
-        not as many."""
+        """n prompts (the size's number of images) whose image the model returns.
+
+        Raises DoriError if there are not as many.
+        """
         n, candidates, found = n or self.size.images, self._some(erasing.erased(self.study), None), []
         for i in candidates.ids:
             if self.scores(candidates.only([i]))["replicated"].all():
@@ -120,8 +122,10 @@ class Room:
         units: Mapping[str, Units] | None = None,
         study: Study | None = None,
     ) -> pd.DataFrame:
-        """Draw each row's prompt, or its embedding (T, D), under its units: a row per image and seed, with id,
-        seed, score and replicated."""
+        """Draw each row's prompt, or its embedding (T, D), under its units.
+
+        A row per image and seed, with id, seed, score and replicated.
+        """
         off = units or {}
         triggers = [
             prompt_trigger(prompts, i, off.get(i))

@@ -48,6 +48,7 @@ threshold = descriptor.threshold
 # cosine of their vectors. Write `copy_scores(images, original)`: the score of each of S images (S, 3, H, W) against *one* training image
 # (3, H, W), as a tensor of shape (S,).
 
+
 # %% nbgrader={"grade": false, "grade_id": "copy-scores", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def copy_scores(images, original):
     ### BEGIN SOLUTION
@@ -78,6 +79,7 @@ assert copy_scores(originals[:1], originals[2]).shape == (1,), "a single image i
 # - `memorization_rate(table, threshold)`: the share of *prompts* of which at least one image is a copy (MR);
 # - `pair_rate(table, threshold)`: the share of *images* that are copies (MR mean).
 
+
 # %% nbgrader={"grade": false, "grade_id": "rates", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def memorization_rate(table, threshold):
     ### BEGIN SOLUTION
@@ -96,8 +98,12 @@ def pair_rate(table, threshold):
 small = pd.DataFrame({"id": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "score": [0.9, 0.1, 0.2, 0.3]})
 assert memorization_rate(small, 0.5) == 0.5
 ### BEGIN HIDDEN TESTS
-uneven = pd.DataFrame({"id": list("aaaabcc"), "seed": [0, 1, 2, 3, 0, 0, 1], "score": [0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.5]})
-assert abs(memorization_rate(uneven, 0.5) - 2 / 3) < 1e-9, "prompts count, not images; a score at the threshold is no copy"
+uneven = pd.DataFrame(
+    {"id": list("aaaabcc"), "seed": [0, 1, 2, 3, 0, 0, 1], "score": [0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.5]}
+)
+assert abs(memorization_rate(uneven, 0.5) - 2 / 3) < 1e-9, (
+    "prompts count, not images; a score at the threshold is no copy"
+)
 assert memorization_rate(uneven.sample(frac=1, random_state=0), 0.5) == memorization_rate(uneven, 0.5)
 assert memorization_rate(uneven, 0.95) == 0
 ### END HIDDEN TESTS
@@ -119,6 +125,7 @@ assert pair_rate(uneven, 0.05) == 1
 # $$\frac{p + \frac{z^2}{2n} \pm z\sqrt{\frac{p(1-p)}{n} + \frac{z^2}{4n^2}}}{1 + \frac{z^2}{n}} .$$
 #
 # Write `wilson(k, n)`, which returns `(low, high)`. Without observations (n = 0) nothing is known: (0, 1).
+
 
 # %% nbgrader={"grade": false, "grade_id": "wilson", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def wilson(k, n):
@@ -154,6 +161,7 @@ assert tuple(wilson(0, 0)) == (0, 1)
 # Write `measure(model, prompts, seeds, steps)`: a table with the columns `id`, `seed`, `score`, a row for each prompt and each of `seeds`.
 # The noise of an image is given by its seed, so draw prompt by prompt with the seeds as they are.
 
+
 # %% nbgrader={"grade": false, "grade_id": "measure", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def measure(model, prompts, seeds, steps):
     ### BEGIN SOLUTION
@@ -168,22 +176,29 @@ def measure(model, prompts, seeds, steps):
 
 
 # %% nbgrader={"grade": true, "grade_id": "test-measure", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-seeds = [1000 * seed + k for k in range(room.size.seeds)]
+seeds = [1000 * seed + 7 + k for k in range(room.size.seeds)]
 one = room.repeated(2)
 table = measure(model, one, seeds, room.size.steps)
 assert list(table.columns) == ["id", "seed", "score"] and len(table) == 2 * len(seeds)
 ### BEGIN HIDDEN TESTS
 assert set(table["id"]) == set(one.ids) and table.groupby("id")["seed"].apply(set).eq(set(seeds)).all()
 for i in one.ids:
-    images = model.sample(model.encode_prompts(one.prompts([i])).repeat(len(seeds), 1, 1), seeds, num_inference_steps=room.size.steps)
+    images = model.sample(
+        model.encode_prompts(one.prompts([i])).repeat(len(seeds), 1, 1),
+        seeds,
+        num_inference_steps=room.size.steps,
+    )
     true = descriptor.embed(images) @ descriptor.embed(one.images([i])).T
     mine = table[table["id"] == i].set_index("seed").loc[seeds, "score"]
-    assert np.allclose(mine, true[:, 0], atol=0.02), "each image belongs to its own prompt, noise and training image"
+    assert np.allclose(mine, true[:, 0], atol=0.02), (
+        "each image belongs to its own prompt, noise and training image"
+    )
 ### END HIDDEN TESTS
 
 # %% [markdown]
 # Now put it together: `results`, a dictionary with the keys `"repeated"`, `"held-out"` and `"twin"` (the repeated prompts, put to the
 # twin). Each value is `(rate, low, high)` with the memorization rate and Wilson's interval. Mind what n is.
+
 
 # %% nbgrader={"grade": false, "grade_id": "results", "locked": false, "schema_version": 3, "solution": true, "task": false}
 ### BEGIN SOLUTION
@@ -208,7 +223,9 @@ from dori.metrics.intervals import wilson as reference
 
 rate, low, high = results["repeated"]
 n = len(room.repeated())
-assert np.allclose((low, high), reference(round(rate * n), n)[1:3], atol=1e-4), "n counts prompts: images of one prompt are no independent observations"
+assert np.allclose((low, high), reference(round(rate * n), n)[1:3], atol=1e-4), (
+    "n counts prompts: images of one prompt are no independent observations"
+)
 assert low > max(results["held-out"][0], results["twin"][0]), "the model returns what it saw, and only that"
 assert results["held-out"][0] == results["twin"][0] == 0
 ### END HIDDEN TESTS

@@ -44,6 +44,7 @@ eps, t = eps[:, 0], t[:, 0]
 #
 # `noisy(x0, eps, abar)` gives $x_t$. `x0` is (1, C, h, w), `eps` (B, C, h, w), and `abar` (B,) holds $\bar\alpha_t$ of each row.
 
+
 # %% nbgrader={"grade": false, "grade_id": "noisy", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def noisy(x0, eps, abar):
     ### BEGIN SOLUTION
@@ -56,7 +57,9 @@ def noisy(x0, eps, abar):
 assert noisy(x0, eps, model.alphas_cumprod[t]).shape == eps.shape
 assert torch.allclose(noisy(x0, eps, torch.ones(4)), x0.expand(4, -1, -1, -1)), "no noise at abar = 1"
 ### BEGIN HIDDEN TESTS
-assert torch.allclose(noisy(x0, eps, model.alphas_cumprod[t]), model.add_noise(x0.expand(4, -1, -1, -1), eps, t), atol=1e-5)
+assert torch.allclose(
+    noisy(x0, eps, model.alphas_cumprod[t]), model.add_noise(x0.expand(4, -1, -1, -1), eps, t), atol=1e-5
+)
 assert torch.allclose(noisy(x0, eps, torch.full((4,), 0.36)), 0.6 * x0 + 0.8 * eps, atol=1e-5)
 ### END HIDDEN TESTS
 
@@ -65,6 +68,7 @@ assert torch.allclose(noisy(x0, eps, torch.full((4,), 0.36)), 0.6 * x0 + 0.8 * e
 #
 # Stable Diffusion 1 predicts the noise $\epsilon$ (`"epsilon"`). Stable Diffusion 2 predicts the velocity (`"v_prediction"`) of Salimans and
 # Ho (2022), $v = \alpha_t \epsilon - \sigma_t x_0$. `target(x0, eps, abar, prediction_type)` gives what is to be predicted, (B, C, h, w).
+
 
 # %% nbgrader={"grade": false, "grade_id": "target", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def target(x0, eps, abar, prediction_type):
@@ -80,7 +84,9 @@ def target(x0, eps, abar, prediction_type):
 assert torch.equal(target(x0, eps, model.alphas_cumprod[t], "epsilon"), eps)
 assert target(x0, eps, model.alphas_cumprod[t], "v_prediction").shape == eps.shape
 ### BEGIN HIDDEN TESTS
-assert torch.allclose(target(x0, eps, torch.full((4,), 0.36), "v_prediction"), 0.6 * eps - 0.8 * x0, atol=1e-5)
+assert torch.allclose(
+    target(x0, eps, torch.full((4,), 0.36), "v_prediction"), 0.6 * eps - 0.8 * x0, atol=1e-5
+)
 assert torch.allclose(target(x0, eps, torch.zeros(4), "v_prediction"), (-x0).expand(4, -1, -1, -1), atol=1e-5)
 ### END HIDDEN TESTS
 
@@ -94,6 +100,7 @@ assert torch.allclose(target(x0, eps, torch.zeros(4), "v_prediction"), (-x0).exp
 # - `model.alphas_cumprod[t]` and `model.prediction_type`.
 #
 # Only $y$ has a gradient: nothing may be left in the `.grad` of the weights, and `y` itself stays as it was given.
+
 
 # %% nbgrader={"grade": false, "grade_id": "loss-and-gradient", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def loss_and_gradient(model, x0, y, eps, t):
@@ -118,12 +125,15 @@ true = denoising_losses(model, x0, y, eps[:, None], t[:, None]).mean()
 assert torch.allclose(loss, true.detach(), rtol=1e-3)
 assert torch.allclose(gradient, torch.autograd.grad(true, y)[0], rtol=1e-2, atol=1e-6)
 assert not torch.as_tensor(loss).requires_grad
-assert all(p.grad is None and not p.requires_grad for p in model.unet.parameters()), "the weights are not trained"
+assert all(p.grad is None and not p.requires_grad for p in model.unet.parameters()), (
+    "the weights are not trained"
+)
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "test-loss-v", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # What about a model that predicts the velocity?
 ### BEGIN HIDDEN TESTS
+from types import SimpleNamespace
 
 
 def linear(noisy_rows, _, embeds):
@@ -144,6 +154,7 @@ assert torch.allclose(gradient.sum(), 2 * error.mean(), rtol=1e-3, atol=1e-5)
 # `dori_search(model, x0, start, steps, batch, lr=0.1, seed=0)`: Adam on $y$ from `start` (1, T, D), with fresh draws of `batch` pairs
 # $(\epsilon, t)$ at every step, $t$ uniform over all `len(model.alphas_cumprod)` timesteps. It returns `(y, losses)`: the last embedding,
 # detached, and the list of the losses before each step. Draw from a generator of your own, made from `seed`.
+
 
 # %% nbgrader={"grade": false, "grade_id": "search", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def dori_search(model, x0, start, steps, batch, lr=0.1, seed=0):
@@ -209,9 +220,9 @@ assert revived > silenced
 ### BEGIN HIDDEN TESTS
 from dori.attack import denoising_losses
 
-eps, t = room.draws(x0, batch=32, seed=1)
+fresh, when = room.draws(x0, batch=32, seed=1)
 with torch.no_grad(), units.applied(model.unet):
-    old, new = (float(denoising_losses(model, x0, e, eps, t).mean()) for e in (own, trigger))
+    old, new = (float(denoising_losses(model, x0, e, fresh, when).mean()) for e in (own, trigger))
 assert new < old, "on fresh noise the pruned model denoises the image better with the trigger"
 assert room.weights == before
 ### END HIDDEN TESTS

@@ -48,6 +48,7 @@ pruned = room.pruned(prompts)  # id -> units: layer name -> mask, True where a w
 # weights in both over the number in either. A layer that one of them lacks has no weight in that set. If neither has any weight the
 # overlap is undefined: return `math.nan`.
 
+
 # %% nbgrader={"grade": false, "grade_id": "iou", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def iou(a, b):
     ### BEGIN SOLUTION
@@ -79,7 +80,9 @@ empty = {"one": torch.zeros(4, dtype=torch.bool)}
 assert iou(a, empty) == 0
 ### BEGIN HIDDEN TESTS
 assert math.isnan(iou(empty, empty)), "nothing in common with nothing is not full agreement"
-assert abs(iou(a, wide) - 2 / 8) < 1e-9 and abs(iou(wide, a) - 2 / 8) < 1e-9, "a layer that is lacking has no weight in the set"
+assert abs(iou(a, wide) - 2 / 8) < 1e-9 and abs(iou(wide, a) - 2 / 8) < 1e-9, (
+    "a layer that is lacking has no weight in the set"
+)
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -87,6 +90,7 @@ assert abs(iou(a, wide) - 2 / 8) < 1e-9 and abs(iou(wide, a) - 2 / 8) < 1e-9, "a
 #
 # `mean_iou(sets)`: the mean IoU over all pairs of a list of sets; pairs without a defined IoU are left out, and without any pair left it
 # is `math.nan`.
+
 
 # %% nbgrader={"grade": false, "grade_id": "mean-iou", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def mean_iou(sets):
@@ -112,6 +116,7 @@ assert mean_iou([empty, empty, a]) == 0, "an undefined pair is left out: it is n
 # `initial_embeds(model, init, prompts=…, seeds=…)` for the starts (`"prompt"` or `"random"`), and
 # `dori_attack(model, latents, starts, room.size.search, seeds=…, units=…)`, whose result has the embeddings in `.embeds`, (N, T, D).
 # `units` is a list, in the order of the images. Return a dictionary: id of the image -> embedding (T, D).
+
 
 # %% nbgrader={"grade": false, "grade_id": "break-pruning", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def break_pruning(init, seeds):
@@ -143,6 +148,7 @@ for n, i in enumerate(prompts.ids):
 # `best_scores(embeds)`: the best copy score of each image, drawn on its pruned model, as a dictionary by id. `embeds` are embeddings by id,
 # or `None` for the prompts. `room.scores(prompts, embeds=…, units=…)` draws and gives a row for each image and seed.
 
+
 # %% nbgrader={"grade": false, "grade_id": "best-scores", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def best_scores(embeds):
     ### BEGIN SOLUTION
@@ -159,7 +165,9 @@ near = dict(zip(prompts.ids, 0.9 * room.embeds(prompts), strict=True))
 for embeds, mine in ((None, silenced), (near, best_scores(near))):
     table = room.scores(prompts, embeds=embeds, units=pruned)
     for i in prompts.ids:
-        assert abs(table.loc[table["id"] == i, "score"].max() - mine[i]) < 1e-6, "the best seed, on the pruned model"
+        assert abs(table.loc[table["id"] == i, "score"].max() - mine[i]) < 1e-6, (
+            "the best seed, on the pruned model"
+        )
 assert sum(revived.values()) > sum(silenced.values())
 ### END HIDDEN TESTS
 
@@ -194,8 +202,12 @@ assert abs(different - sum(pairs) / len(pairs)) < 0.01, "the prompts' sets of di
 true = [room.embeds(prompts)]
 for init in ("prompt", "random"):
     starts = initial_embeds(model, init, prompts=prompts.prompts(), seeds=seeds)
-    true.append(dori_attack(model, room.latents(prompts), starts, room.size.search, seeds=seeds, units=units).embeds)
+    true.append(
+        dori_attack(model, room.latents(prompts), starts, room.size.search, seeds=seeds, units=units).embeds
+    )
 found = [wanda(model, torch.stack(x), settings=PRUNING) for x in zip(*true, strict=True)]
 each = [[x.iou(y) for x, y in itertools.combinations(sets, 2)] for sets in found]
-assert abs(same - sum(map(sum, each)) / (3 * len(each))) < 0.03, "three sets for each image, all pairs of them"
+assert abs(same - sum(map(sum, each)) / (3 * len(each))) < 0.03, (
+    "three sets for each image, all pairs of them"
+)
 ### END HIDDEN TESTS

@@ -46,6 +46,7 @@ prompts = room.memorized()
 # Write `clearly_lower(k1, n1, k2, n2)`: whether the first rate is lower and the interval lies wholly below zero. `dori.metrics.intervals.wilson`
 # gives `(rate, low, high, n)`.
 
+
 # %% nbgrader={"grade": false, "grade_id": "clearly-lower", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def clearly_lower(k1, n1, k2, n2):
     ### BEGIN SOLUTION
@@ -62,7 +63,16 @@ assert not clearly_lower(1, 2, 1, 2)
 ### BEGIN HIDDEN TESTS
 from dori.metrics.intervals import rate_difference, wilson
 
-for k1, n1, k2, n2 in ((0, 3, 3, 3), (0, 2, 1, 2), (2, 10, 6, 10), (20, 100, 35, 100), (35, 100, 20, 100), (1, 12, 7, 12), (3, 20, 9, 20), (3, 20, 10, 20)):
+for k1, n1, k2, n2 in (
+    (0, 3, 3, 3),
+    (0, 2, 1, 2),
+    (2, 10, 6, 10),
+    (20, 100, 35, 100),
+    (35, 100, 20, 100),
+    (1, 12, 7, 12),
+    (3, 20, 9, 20),
+    (3, 20, 10, 20),
+):
     interval = rate_difference(wilson(k1, n1), wilson(k2, n2))
     assert clearly_lower(k1, n1, k2, n2) == (interval.high < 0), (k1, n1, k2, n2)
 ### END HIDDEN TESTS
@@ -77,7 +87,9 @@ for k1, n1, k2, n2 in ((0, 3, 3, 3), (0, 2, 1, 2), (2, 10, 6, 10), (20, 100, 35,
 # - `model.encode_images`, `model.encode_prompts`, `model.add_noise`, `model.predict`, `model.alphas_cumprod`;
 # - `retain_pairs(room.study, n)`: n pairs of the training set (`.latents`, `.prompt_embeds`) to keep the model good by.
 #
-# Only the UNet's weights count; hooks, the text encoder and the autoencoder do not. Keep it under two minutes.
+# Only the UNet's weights count; hooks, the text encoder and the autoencoder do not. Put all that it needs into this cell, which the class's
+# leaderboard takes by itself, and keep it under two minutes.
+
 
 # %% nbgrader={"grade": false, "grade_id": "defend", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def defend(model, prompts):
@@ -99,7 +111,13 @@ def defend(model, prompts):
         j, u, noise, z_t = draw(keep.latents, 4)
         share = torch.rand(4, 1, 1, generator=generator)
         y = share * own[i] + (1 - share) * keep.prompt_embeds[torch.randint(64, (4,), generator=generator)]
-        y = y + 0.5 * torch.rand(4, 1, 1, generator=generator) * torch.randn(y.shape, generator=generator) * y.std()
+        y = (
+            y
+            + 0.5
+            * torch.rand(4, 1, 1, generator=generator)
+            * torch.randn(y.shape, generator=generator)
+            * y.std()
+        )
         out = model.predict(torch.cat([x_t, z_t]), torch.cat([t, u]), torch.cat([y, keep.prompt_embeds[j]]))
         alpha = model.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
         forget = ((1 - alpha**2).sqrt() * out[:4] - (x_t - alpha * instead[i])).square().mean()
@@ -129,7 +147,9 @@ assert not silent["replicated"].any(), "a prompt returns its image"
 ### BEGIN HIDDEN TESTS
 from dataclasses import replace
 
-assert not room.scores(prompts, study=replace(mine, seed=seed + 1))["replicated"].any(), "with other noise a prompt returns its image"
+assert not room.scores(prompts, study=replace(mine, seed=seed + 1))["replicated"].any(), (
+    "with other noise a prompt returns its image"
+)
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -145,7 +165,9 @@ assert lost <= MOST_LOST
 from dataclasses import replace
 
 other = replace(mine, seed=seed + 1), replace(room.study, seed=seed + 1)
-assert utility_loss(room, other[0]) <= (1 + MOST_LOST) * utility_loss(room, other[1]), "with other noise the model is worse"
+assert utility_loss(room, other[0]) <= (1 + MOST_LOST) * utility_loss(room, other[1]), (
+    "with other noise the model is worse"
+)
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -160,7 +182,9 @@ assert row["attack"].value == 0
 ### BEGIN HIDDEN TESTS
 from dataclasses import replace
 
-assert judge(room, replace(mine, seed=seed + 1), prompts)["attack"].value == 0, "with other draws the attacker brings an image back"
+assert judge(room, replace(mine, seed=seed + 1), prompts)["attack"].value == 0, (
+    "with other draws the attacker brings an image back"
+)
 ### END HIDDEN TESTS
 
 # %% [markdown]
