@@ -132,3 +132,20 @@ def test_images_follow_the_seed(room):
     other = dataclasses.replace(room, study=dataclasses.replace(room.study, seed=3))
     eps, _ = room.draws(torch.zeros(1, 4, 2, 2), 2)
     assert not torch.equal(eps, other.draws(torch.zeros(1, 4, 2, 2), 2)[0])
+
+
+def test_memorized_and_silenced_images_are_those_of_which_it_is_true(room, monkeypatch):
+    ids, half = list(room.study.memorized.ids), room.study.descriptor.threshold / 2
+    monkeypatch.setattr("dori.classroom.room.erasing.erased", lambda study: study.memorized)
+    monkeypatch.setattr(Room, "pruned", lambda self, row: {i: ids.index(i) for i in row.ids})
+
+    def scores(self, row, *, units=None, **_):  # all but the first return their image; pruning hides the last
+        n = ids.index(row.ids[0])
+        score = half - 0.1 if units and n == len(ids) - 1 else 0.9
+        return pd.DataFrame({"score": [score, 0.1], "replicated": [n > 0, n > 0]})
+
+    monkeypatch.setattr(Room, "scores", scores)
+    assert set(room.memorized(2).ids) == set(ids[1:])
+    assert list(room.silenced(1).ids) == ids[-1:]
+    with pytest.raises(DoriError, match="1 of 3 images can be used here, not 2"):
+        room.silenced(2)

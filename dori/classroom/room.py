@@ -5,7 +5,7 @@ What a student works on follows from the seed: another seed picks other images a
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,7 +45,7 @@ class Size:
 HELD_OUT = defences.SEARCHES[defences.HEADLINE]
 SMALL = replace(HELD_OUT, steps=(20,), batch=4)
 SIZES = {
-    "smoke": Size(4, 2, 2, 6, Attack(steps=(12,), batch=4), SMALL, 16, (defences.PRUNED,)),
+    "smoke": Size(4, 2, 2, 6, Attack(steps=(10,), batch=2), SMALL, 16, (defences.PRUNED,)),
     "quick": Size(
         12, 3, 4, 10, Attack(steps=(30,), batch=4), HELD_OUT, 32,
         (defences.TRAINED, defences.PRUNED, defences.TWIN),
@@ -102,13 +102,19 @@ class Room:
 
         Raises DoriError if there are not as many.
         """
-        n, candidates, found = n or self.size.images, self._some(erasing.erased(self.study), None), []
-        for i in candidates.ids:
-            if self.scores(candidates.only([i]))["replicated"].all():
-                found.append(i)
-            if len(found) == n:
-                return candidates.only(found)
-        raise DoriError(f"{len(found)} of the {len(candidates)} most repeated images are returned, not {n}")
+        return self._first(n, lambda row: bool(self.scores(row)["replicated"].all()))
+
+    def silenced(self, n: int | None = None) -> Benchmark:
+        """As `memorized`, of those that their pruning silences: best score below half the threshold."""
+        half = self.study.descriptor.threshold / 2
+
+        def quiet(row: Benchmark) -> bool:
+            return bool(
+                self.scores(row)["replicated"].all()
+                and self.scores(row, units=self.pruned(row))["score"].max() < half
+            )
+
+        return self._first(n, quiet)
 
     def pruned(self, prompts: Benchmark) -> dict[str, Units]:
         """What Wanda switches off for each prompt, by id: the book's choice of chapter 2."""
@@ -155,6 +161,16 @@ class Room:
         """A hash of all weights of the model as they are now: equal before and after if none has moved."""
         model = self.study.model
         return weights_hash([model.unet, model.vae, model.text_encoder])
+
+    def _first(self, n: int | None, wanted: Callable[[Benchmark], bool]) -> Benchmark:
+        """The first n rows to be erased of which, each by itself, `wanted` is true. Raises DoriError."""
+        n, candidates, found = n or self.size.images, self._some(erasing.erased(self.study), None), []
+        for i in candidates.ids:
+            if len(found) < n and wanted(candidates.only([i])):
+                found.append(i)
+        if len(found) < n:
+            raise DoriError(f"{len(found)} of {len(candidates)} images can be used here, not {n}")
+        return candidates.only(found)
 
     def _some(self, prompts: Benchmark, n: int | None) -> Benchmark:
         """n of the rows (all of them for None), in an order that the seed decides."""

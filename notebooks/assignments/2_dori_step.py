@@ -34,7 +34,7 @@ from dori.classroom.room import open_room
 
 room = open_room(seed)
 model = room.study.model
-prompts = room.memorized(1)
+prompts = room.silenced(1)
 x0, own = room.latents(prompts), room.embeds(prompts)  # (1, C, h, w), (1, T, D)
 eps, t = room.draws(x0, batch=4)  # (4, 1, C, h, w), (4, 1)
 eps, t = eps[:, 0], t[:, 0]

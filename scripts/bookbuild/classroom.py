@@ -36,7 +36,8 @@ def assignments_part() -> str:
     ]
     machines = sorted({f"{r['machine']}, {r['threads']} of them used" for r in measured.values()})
     header = ("Assignment", "Points", "Minutes", "Minutes when graded small")
-    return f"{table(header, rows)}\nMeasured with the solutions on {'; '.join(machines) or 'no machine yet'}.\n"
+    where = "; ".join(machines) or "no machine yet"
+    return f"{table(header, rows)}\nMeasured with the solutions on {where}.\n"
 
 
 def rubric_part() -> str:
