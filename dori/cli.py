@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dori.classroom.cli import app as classroom
 from dori.errors import DoriError
 from dori.terminal import attack_table, evaluation_table, trained_table, units_table, warnings_as_lines
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # torch and diffusers load with the first command that needs 
     from dori.study import Study
 
 app = typer.Typer(name="dori", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(classroom, name="classroom")
 console = Console()
 INTERRUPTED = 130  # as a shell says it
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bookbuild import claims, pages, pictures, results, site, stage
+from bookbuild import claims, classroom, pages, pictures, results, site, stage
 from bookbuild.execute import Executor, git_commit, read_records
 from bookbuild.layout import BuildError, Layout
 from check_site import check_site
@@ -53,6 +53,7 @@ def assemble(layout: Layout) -> None:
         print(f"data/expected.yml: {line}", flush=True)
     stage.stage_sources(layout)
     stage.stage_card(layout)
+    classroom.stage_assignments(layout)
     pictures.draw_pictures(layout)
     pages.write_parts(
         layout,
@@ -60,6 +61,8 @@ def assemble(layout: Layout) -> None:
             "claims": pages.claims_part(verdicts, (path.stem for path in layout.chapters())),
             "figures": pages.figures_part(figures),
             "presets": pages.presets_part(),
+            "assignments": classroom.assignments_part(),
+            "rubric": classroom.rubric_part(),
             "measurements": pages.measurements_part(records),
             "provenance": pages.provenance_part(records, git_commit(layout.root)),
         },
