@@ -29,7 +29,7 @@ benchmark = "testbed"  # testbed, or a CSV file with id, prompt, image and, wher
 preset = "quick"  # size of the run: smoke, quick, full or paper
 seed = 0  # fixes the noise of every image
 device = "auto"  # auto, cpu, cuda, cuda:N or mps
-records = "none"  # none: draw everything anew; shipped: take from data/records what is there under the same key
+records = "none"  # none: measure everything; shipped: take from data/records what was measured under the same key
 run_dir = "_build/runs/00_background/by-hand"  # where records are kept; a second run computes only what is missing
 
 # %% tags=["hide-input"]
@@ -111,7 +111,7 @@ plots.image_strip(strip)
 guided = background.guidance_images(study, prompt)
 
 # %% mystnb={"figure": {"name": "fig-guidance-images", "caption": "The same prompt and the same initial noises (one a column) without the prompt, with it, and with its pull exaggerated."}, "image": {"alt": "Three rows of small images. Without guidance they show different things; at guidance one they roughly fit the prompt; at the highest guidance they fit it in garish colours.", "width": "100%"}} tags=["hide-input"]
-plots.image_rows({f"guidance {scale}": guided[scale] for scale in (list(guided)[0], list(guided)[1], list(guided)[-1])})
+plots.image_rows({f"guidance {scale}": guided[scale] for scale in [*list(guided)[:2], *list(guided)[-1:]]})
 
 # %% tags=["hide-input"]
 frames = [plots.image_rows({f"guidance\n{scale}": images}) for scale, images in guided.items()]

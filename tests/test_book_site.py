@@ -10,7 +10,7 @@ from check_site import check_site
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
-FIELDS = {"value", "low", "high", "n", "preset", "model", "commit"}
+FIELDS = {"value", "low", "high", "n", "preset", "model", "commit", "cell"}
 
 needs_book = pytest.mark.skipif(
     not (HTML / "index.html").exists(), reason="no built site: run `make book` first"
@@ -104,20 +104,23 @@ def find_browser() -> str:
     browser = next((path for path in map(shutil.which, names) if path), None)
     if browser is None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    if shutil.which("node") is None or not (ROOT / "node_modules" / "playwright-core").exists():
-        pytest.skip("playwright-core is not installed: `make book` fetches it where npm is")
+    modules = [ROOT / "node_modules" / name for name in ("playwright-core", "axe-core")]
+    if shutil.which("node") is None or not all(module.exists() for module in modules):
+        pytest.skip("playwright-core and axe-core are not installed: `make book` fetches them where npm is")
     return browser
 
 
 @needs_book
 def test_pages_work_in_a_browser_without_asking_anybody():
-    """Every page opens without an error or an outside request; a slider moves its picture."""
+    """Light, dark and on a phone: no error, no outside request, no grave fault of axe's; widgets move."""
     command = ["node", str(ROOT / "tests" / "browser.mjs"), find_browser(), str(HTML)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
     assert report["pages"] >= 5
     assert report["faults"] == []
+    assert report["sliders"] >= 3, "landing page, background and chapters have sliders"
+    assert report["lists"] >= 2
 
 
 @needs_book
