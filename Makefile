@@ -46,6 +46,7 @@ test: env
 
 lint: env
 	$(BIN)/ruff check .
+	git ls-files -z | xargs -0 $(BIN)/codespell
 
 serve: book
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000

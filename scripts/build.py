@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bookbuild import claims, landing, pages, parameters, pictures, results, site, stage
+from bookbuild import claims, commands, landing, pages, parameters, pictures, results, site, stage
 from bookbuild.execute import Executor, git_commit, read_records
 from bookbuild.layout import BuildError, Layout
 from check_site import check_site
@@ -62,6 +62,7 @@ def assemble(layout: Layout) -> None:
             "claims": pages.claims_part(verdicts, titles),
             "figures": pages.figures_part(figures),
             "presets": pages.presets_part(),
+            "cli": commands.commands_part(),
             "measurements": pages.measurements_part(records),
             "provenance": pages.provenance_part(records, git_commit(layout.root)),
             "parameters": parameters.parameters_table(
