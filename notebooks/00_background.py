@@ -57,7 +57,7 @@ Markdown(f"Model `{study.model.name}`, prompt “{prompt.prompts()[0]}”.")
 #
 # The numbers $\bar\alpha_t$ fall from nearly 1 to nearly 0 over a thousand timesteps; they are fixed, nothing is learnt yet
 # {cite:p}`sohldickstein2015deep,ho2020ddpm`. {numref}`fig-noising` shows it. The image $x_0$ is not mixed as pixels: a small autoencoder has
-# turned it into a {term}`latent`, an array with a quarter of the width and height, and all of diffusion happens there {cite:p}`rombach2022ldm`.
+# turned it into a {term}`latent`, an array with here a quarter of the width and height, and all of diffusion happens there {cite:p}`rombach2022ldm`.
 # To be looked at, latents are decoded.
 
 # %% mystnb={"figure": {"name": "fig-noising", "caption": "A painted image at seven timesteps: less and less signal, more and more noise. Latents, decoded."}, "image": {"alt": "Seven small images from left to right: a painted landscape is covered by coloured noise until nothing of it can be seen.", "width": "100%"}} tags=["hide-input"]

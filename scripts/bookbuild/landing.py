@@ -39,11 +39,13 @@ def make_landing(layout: Layout) -> None:
         page.write_text(text.replace(MARK, ""), encoding="utf-8")
         return
     chapter = nbformat.read(executed, nbformat.NO_CONVERT)
-    view, state = find_widget(chapter, executed.stem)
+    source, view, state = find_widget(chapter, executed.stem)
     above, below = text.split(MARK)
     front, above = split_front_matter(above)
     figure = nbformat.v4.new_code_cell(
-        "", metadata={"tags": ["remove-input"]}, outputs=[display(view), display(without_scripts(executed))]
+        source,  # of the chapter; a cell without would be left out
+        metadata={"tags": ["remove-input"]},
+        outputs=[display(view), display(without_scripts(executed))],
     )
     cells = [nbformat.v4.new_markdown_cell(above), figure, nbformat.v4.new_markdown_cell(below)]
     for number, cell in enumerate(cells):
@@ -53,15 +55,15 @@ def make_landing(layout: Layout) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), page.with_suffix(".ipynb"))
 
 
-def find_widget(chapter: nbformat.NotebookNode, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(output data, widget state) of the cell tagged `landing`, the state without other figures' models."""
+def find_widget(chapter: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Source, output data and widget state of the cell tagged `landing`, without other figures' models."""
     for cell in chapter.cells:
         if TAG in cell.metadata.get("tags", []):
             for output in cell.get("outputs", []):
                 if VIEW in output.get("data", {}):
                     whole = chapter.metadata["widgets"][STATE]
                     kept = reachable(whole["state"], output.data[VIEW]["model_id"])
-                    return dict(output.data), {**whole, "state": kept}
+                    return cell.source, dict(output.data), {**whole, "state": kept}
     raise BuildError(f"{name} has no cell tagged '{TAG}' that shows a widget, which the landing page needs")
 
 

@@ -86,7 +86,7 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
         page = pages.get(chapter_number(claim.chapter))
         rows.append(
             [
-                chapter_link(page) if page else claim.chapter,
+                chapter_link(page) if page else chapter_number(claim.chapter),
                 claim.claim,
                 paper_says(claim),
                 cell_link(page, verdict.figure) if page and verdict.figure else "–",
