@@ -84,9 +84,9 @@ def configure(
     return path
 
 
-def run_jupyter_book(layout: Layout, config: Path, *, strict: bool) -> None:
-    """Build the HTML. `strict` turns every warning into a failure, after showing them all."""
-    shutil.rmtree(layout.html, ignore_errors=True)
+def run_jupyter_book(layout: Layout, config: Path, *, strict: bool, builder: str = "html") -> None:
+    """Build the pages in `_build/<builder>`. `strict` turns warnings into a failure, after showing all."""
+    shutil.rmtree(layout.build / builder, ignore_errors=True)
     # `python -m jupyter_book` does not work; --toc is resolved against the source folder unless absolute.
     command = [
         str(Path(sys.executable).with_name("jupyter-book")),
@@ -99,6 +99,8 @@ def run_jupyter_book(layout: Layout, config: Path, *, strict: bool) -> None:
         "--path-output",
         str(layout.root),
         "--all",
+        "--builder",
+        builder,
         "-q",
         *(["-W", "-n", "--keep-going"] if strict else []),
     ]
