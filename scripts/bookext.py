@@ -1,12 +1,14 @@
 """Sphinx extension of the book: no live-kernel loader in the pages, cells to link to, names that agree.
 
 Jupyter Book always loads sphinx-thebe, which puts the address of a CDN into every page; these pages ask no
-other server for anything. An executed cell gets the id `cell-N`, N being the number Jupyter shows. And two
-things in the HTML of others stand in the way of screen readers.
+other server for anything. An executed cell gets the id `cell-N`, N being the number Jupyter shows. Two things
+in the HTML of others stand in the way of screen readers. And docstrings, which are plain text with `code` in
+backticks, are made safe for reStructuredText.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -49,8 +51,16 @@ def _name_cells(app: Any, doctree: nodes.document) -> None:
             cell["ids"].append(f"cell-{cell['exec_count']}")
 
 
+def _plain(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """Stars, bars and underscores at a word's end mean themselves, outside of backticks."""
+    parts = re.split(r"(`[^`]*`)", "\n".join(lines))
+    parts[::2] = [re.sub(r"[*|]|_(?=\W|$)", lambda found: "\\" + found[0], part) for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx; late, so that it sees what the theme and the other extensions added."""
+    app.connect("autodoc-process-docstring", _plain)
     app.connect("doctree-read", _name_cells)
     app.connect("html-page-context", _drop_thebe, priority=900)
     app.connect("html-page-context", _mend, priority=900)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bookbuild import claims, commands, landing, pages, parameters, pictures, results, site, stage
+from bookbuild import claims, commands, landing, pages, parameters, pictures, reference, results, site, stage
 from bookbuild.execute import Executor, git_commit, read_records
 from bookbuild.layout import BuildError, Layout
 from check_site import check_site
@@ -70,6 +70,7 @@ def assemble(layout: Layout) -> None:
             ),
         },
     )
+    reference.write_reference(layout.src)
     landing.make_landing(layout)
 
 

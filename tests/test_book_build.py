@@ -1,6 +1,7 @@
 """The builder: stable notebooks, execution only where something changed, honest verdicts."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import ipywidgets
 import nbformat
 import published
 import yaml
-from bookbuild import claims, execute, landing, pages, pictures, results, site, stage
+from bookbuild import claims, commands, execute, landing, pages, pictures, reference, results, site, stage
 from bookbuild import parameters as parameters_module
 from bookbuild.layout import BuildError, Layout
 from ipywidgets.embed import embed_data
@@ -321,6 +322,25 @@ def test_published_notebooks_fetch_the_study_first(layout):
 def test_nothing_executed_is_nothing_to_publish(layout):
     with pytest.raises(BuildError, match="build the book first"):
         published.publish(layout, layout.root / "out", ("me", "dori"))
+
+
+def test_the_reference_has_every_module_of_the_package_but_the_testbeds(tmp_path):
+    reference.write_reference(tmp_path)
+    pages = {path.stem: path.read_text() for path in (tmp_path / reference.FOLDER).glob("*.rst")}
+    documented = set(re.findall(r"automodule:: (\S+)", "".join(pages.values())))
+    sources = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "dori").rglob("*.py")]
+    names = {".".join(path.parts).removesuffix(".__init__") for path in sources}
+    inner = ("dori.testbed", "dori.plots.")  # has a page of its own; is reached through dori.plots
+    names = {name for name in names if not name.startswith(inner)}
+    assert names - documented == {"dori", "dori.cli", "dori.terminal", "dori.images", "dori.training"}
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    assert {f"api/{name}" for name in pages} <= set(re.findall(r"api/\w+", str(toc)))
+
+
+def test_the_command_line_reference_has_every_command():
+    text = commands.commands_part()
+    for command in ("evaluate", "attack", "mitigate", "check", "testbed plant"):
+        assert f"## `dori {command}`" in text
 
 
 def test_links_of_the_card_lead_nowhere_on_the_site_and_become_text(layout):

@@ -7,5 +7,6 @@ commands reference of the command line
 landing  the landing page: index.md with an interactive figure of an executed chapter
 pages    the generated pages: claims table, status and provenance
 parameters  tables from the parameters cells
+reference   pages of the Python reference
 site     configuration overlay, vendored JavaScript, the jupyter-book call
 """
