@@ -1,5 +1,6 @@
 # make book    environment, every chapter executed (preset quick, bundled model), the site in _build/html
 # make test    environment, all tests
+# make print   all of it in one PDF, _build/book.pdf (Chromium prints it)
 # make lint | make serve | make hero | make clean | make distclean
 #
 # make book CHAPTER=01              draft: only this chapter is executed again
@@ -30,10 +31,10 @@ RECORDS ?= shipped
 BOOK_ARGS := --preset $(PRESET) -p records $(RECORDS) $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MODEL),-p model $(MODEL)) \
     $(if $(BENCHMARK),-p benchmark $(BENCHMARK)) $(if $(DEVICE),-p device $(DEVICE))
 
-.PHONY: help book records test lint env serve hero clean distclean
+.PHONY: help book print records test lint env serve hero clean distclean
 
 help:
-	@sed -n '1,10s/^# \{0,1\}//p' Makefile
+	@sed -n '1,11s/^# \{0,1\}//p' Makefile
 
 book: env node_modules/.stamp
 	$(BIN)/python scripts/build.py $(BOOK_ARGS)
@@ -46,6 +47,10 @@ test: env
 
 lint: env
 	$(BIN)/ruff check .
+	git ls-files -z | xargs -0 $(BIN)/codespell
+
+print: book
+	$(BIN)/python scripts/print.py
 
 serve: book
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000

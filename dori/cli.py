@@ -289,8 +289,10 @@ def _report(study: Study, summary: dict, table: Table) -> None:
     console.print(f"{where}: {study.store.computed} records computed in this run, {skipped} rows skipped")
 
 
-def _add_testbed() -> None:
-    """`dori testbed …` comes with the testbed's own module."""
+def add_testbed() -> None:
+    """`dori testbed …` comes with the testbed's own module; once, however often this is called."""
+    if any(group.name == "testbed" for group in app.registered_groups):
+        return
     if find_spec("dori.testbed.cli") is None:  # the package without the testbed's sources
         return
     app.add_typer(import_module("dori.testbed.cli").app, name="testbed")
@@ -299,7 +301,7 @@ def _add_testbed() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, 2 for anything the user can mend, 130 for an interruption."""
     try:
-        _add_testbed()
+        add_testbed()
         with warnings_as_lines():
             code = app(args=arguments, standalone_mode=False)
         _leave()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,6 +140,7 @@ class Study:
         figures = self.headlines
         known = (None if pd.isna(v) else v for v in estimate)  # NaN is not JSON
         about = {"preset": self.preset.name, "model": self.model.name, "commit": commit()}
+        about["cell"] = _cell()
         figures[name] = {**dict(zip(Estimate._fields, known, strict=True)), **about}
         write_json(self.store.directory / "headlines.json", figures)
         return estimate
@@ -188,6 +190,12 @@ def open_study(
         size,
         _whole(seed),
     )
+
+
+def _cell() -> int | None:
+    """Number of the notebook cell in hand, as Jupyter shows it beside the cell; None outside a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return None if shell is None else shell.execution_count
 
 
 def _whole(seed: int | str) -> int:

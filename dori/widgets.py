@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import ipywidgets
 from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
 
+from dori.images import to_uint8
 from dori.plots import trigger_card
 
 
@@ -82,6 +85,61 @@ def trigger_picker(
     alts = {i: {k: card["alt"] for k, card in some.items()} for i, some in cards.items()}
     caption = "One trigger: training image, what it paints, what it does inside the network."
     return nested_figure(frames, descriptions=("image", "trigger found from"), alts=alts, caption=caption)
+
+
+def stage_picker(gallery: Sequence[Mapping], *, threshold: float) -> ipywidgets.Widget:
+    """Pick an image, then slide through what becomes of it; beside each stage stands the training image.
+
+    `gallery` as for `plots.comparison_grid`; its first stage is the training image, and every entry has the
+    same stages. Images lie in the page as PNGs of their own size and are enlarged there. A line of text where
+    the gallery is empty.
+    """
+    if not gallery:
+        return ipywidgets.HTML("Not available for this model and benchmark.")
+    first, *stages = gallery[0]["images"]
+    if any(list(entry["images"]) != [first, *stages] for entry in gallery):
+        raise ValueError("one slider serves all images, so each needs the same stages")
+    stacks = [
+        ipywidgets.Stack(
+            [ipywidgets.HTML(_stage_html(entry, first, stage, threshold)) for stage in stages],
+            selected_index=0,
+        )
+        for entry in gallery
+    ]
+    outer = ipywidgets.Stack(stacks, selected_index=0)
+    choice = ipywidgets.Dropdown(options=[entry["prompt"] for entry in gallery], description="prompt")
+    slider = _slider(stages, "stage")
+    _fit(choice)
+    ipywidgets.jslink((choice, "index"), (outer, "selected_index"))
+    for stack in stacks:
+        ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
+    return ipywidgets.VBox([choice, slider, outer])
+
+
+def _stage_html(entry: Mapping, first: str, stage: str, threshold: float) -> str:
+    """Training image and one stage side by side, each with its name, the second with score and verdict."""
+    score = entry["scores"][stage]
+    verdict = "a copy" if score > threshold else "no copy"
+    told = f"copy score {score:.2f}: {verdict}"
+    frame = " dori-copy" if score > threshold else ""
+    shown = [
+        (first, f"Training image of the prompt “{entry['prompt']}”.", "&nbsp;", ""),
+        (stage, f"{stage}: what is painted, {told}.", f"<b>{told}</b>", frame),
+    ]
+    pictures = [
+        f'<figure class="dori-stage{style}">'
+        f'<img src="data:image/png;base64,{_png(entry["images"][name])}" alt="{html.escape(alt)}">'
+        f"<figcaption>{html.escape(name)}<br>{words}</figcaption></figure>"
+        for name, alt, words, style in shown
+    ]
+    return f'<div class="dori-stages">{"".join(pictures)}</div>'
+
+
+def _png(image: Tensor) -> str:
+    """A (3, H, W) image as base64 of a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _stack(frames: Sequence[Figure], alts: Sequence[str], caption: str) -> ipywidgets.Stack:

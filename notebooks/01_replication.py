@@ -35,17 +35,17 @@
 # %% [markdown]
 # ## Parameters
 #
-# The page you read was run with the bundled model. Every chapter takes the same six parameters; the guide says how to set them for
-# a model and prompts of your own.
+# The page you read was run with the bundled model. Every chapter takes these parameters; {ref}`guide` says how to set them
+# for a model and prompts of your own.
 
 # %% tags=["parameters"]
-model = "testbed"
-benchmark = "testbed"
-preset = "quick"
-seed = 0
-device = "auto"
-records = "none"
-run_dir = "_build/runs/01_replication/by-hand"
+model = "testbed"  # a name that `dori models` lists, a diffusers directory, a .safetensors file, or a name on the Hugging Face Hub
+benchmark = "testbed"  # testbed, or a CSV file with id, prompt, image and, where known, kind and split
+preset = "quick"  # size of the run: smoke, quick, full or paper
+seed = 0  # fixes the noise of every image
+device = "auto"  # auto, cpu, cuda, cuda:N or mps
+records = "none"  # none: measure everything; shipped: take from data/records what was measured under the same key
+run_dir = "_build/runs/01_replication/by-hand"  # where records are kept; a second run computes only what is missing
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown

@@ -39,18 +39,18 @@
 # ## Parameters
 
 # %% tags=["parameters"]
-model = "testbed"
-benchmark = "testbed"
-preset = "quick"
-seed = 0
-device = "auto"
-records = "none"
-run_dir = "_build/runs/02_pruning_fragility/by-hand"
+model = "testbed"  # a name that `dori models` lists, a diffusers directory, a .safetensors file, or a name on the Hugging Face Hub
+benchmark = "testbed"  # testbed, or a CSV file with id, prompt, image and, where known, kind and split
+preset = "quick"  # size of the run: smoke, quick, full or paper
+seed = 0  # fixes the noise of every image
+device = "auto"  # auto, cpu, cuda, cuda:N or mps
+records = "none"  # none: measure everything; shipped: take from data/records what was measured under the same key
+run_dir = "_build/runs/02_pruning_fragility/by-hand"  # where records are kept; a second run computes only what is missing
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown
 
-from dori import plots
+from dori import plots, widgets
 from dori.claims import claims_table
 from dori.experiments import cuts, pruned, retention
 from dori.experiments.reach import reach_table
@@ -216,6 +216,12 @@ plots.comparison_grid(cuts.stages(study, chosen.get("NeMo")), threshold=study.de
 
 # %% mystnb={"figure": {"name": "fig-stages-wanda", "caption": "Wanda, shown in the same way."}, "image": {"alt": "Rows of four small images: a training image, what the model paints as trained, what it paints after pruning by Wanda, and what the pruned model paints from the embedding a search found, with copy scores.", "width": "100%"}} tags=["hide-input"]
 plots.comparison_grid(cuts.stages(study, chosen.get("Wanda")), threshold=study.descriptor.threshold)
+
+# %% [markdown]
+# To look closer, pick an image and slide through what becomes of it, under the pruning that silenced more on the validation half.
+
+# %% tags=["hide-input", "landing"]
+widgets.stage_picker(cuts.stages(study, pruned.most_silent(chosen), 6, mended=True), threshold=study.descriptor.threshold)
 
 # %% [markdown]
 # ### Measuring

@@ -39,13 +39,13 @@
 # ## Parameters
 
 # %% tags=["parameters"]
-model = "testbed"
-benchmark = "testbed"
-preset = "quick"
-seed = 0
-device = "auto"
-records = "none"
-run_dir = "_build/runs/03_non_locality/by-hand"
+model = "testbed"  # a name that `dori models` lists, a diffusers directory, a .safetensors file, or a name on the Hugging Face Hub
+benchmark = "testbed"  # testbed, or a CSV file with id, prompt, image and, where known, kind and split
+preset = "quick"  # size of the run: smoke, quick, full or paper
+seed = 0  # fixes the noise of every image
+device = "auto"  # auto, cpu, cuda, cuda:N or mps
+records = "none"  # none: measure everything; shipped: take from data/records what was measured under the same key
+run_dir = "_build/runs/03_non_locality/by-hand"  # where records are kept; a second run computes only what is missing
 
 # %% tags=["hide-input"]
 import pandas as pd

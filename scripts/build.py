@@ -15,7 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bookbuild import claims, classroom, pages, pictures, results, site, stage
+from bookbuild import (
+    claims,
+    classroom,
+    commands,
+    landing,
+    pages,
+    parameters,
+    pictures,
+    reference,
+    results,
+    site,
+    stage,
+)
 from bookbuild.execute import Executor, git_commit, read_records
 from bookbuild.layout import BuildError, Layout
 from check_site import check_site
@@ -55,18 +67,26 @@ def assemble(layout: Layout) -> None:
     stage.stage_card(layout)
     classroom.stage_assignments(layout)
     pictures.draw_pictures(layout)
+    titles = {path.stem: stage.title(path) for path in layout.chapters()}
     pages.write_parts(
         layout,
         {
-            "claims": pages.claims_part(verdicts, (path.stem for path in layout.chapters())),
+            "verdicts": pages.verdicts_part(verdicts, titles),
+            "claims": pages.claims_part(verdicts, titles),
             "figures": pages.figures_part(figures),
             "presets": pages.presets_part(),
             "assignments": classroom.assignments_part(),
             "rubric": classroom.rubric_part(),
+            "cli": commands.commands_part(),
             "measurements": pages.measurements_part(records),
             "provenance": pages.provenance_part(records, git_commit(layout.root)),
+            "parameters": parameters.parameters_table(
+                parameters.common(sorted(layout.prepared.glob("*.ipynb")))
+            ),
         },
     )
+    reference.write_reference(layout.src)
+    landing.make_landing(layout)
 
 
 def make_site(layout: Layout, *, strict: bool) -> None:

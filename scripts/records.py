@@ -46,6 +46,10 @@ def main(arguments: list[str]) -> int:
         for source in layout.chapters(options.chapter):
             out = layout.data / "records" / f"{source.stem}.zip"
             count = pack([measure(layout, source)], out)
+            if not count:
+                out.unlink()
+                print(f"{source.stem}: measures nothing", flush=True)
+                continue
             print(f"{out}: {count} records, {out.stat().st_size / 2**20:.1f} MiB", flush=True)
     except (BuildError, DoriError) as error:
         print(f"records: {error}", file=sys.stderr)

@@ -1,16 +1,21 @@
 """The builder: stable notebooks, execution only where something changed, honest verdicts."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("papermill", reason="papermill is not installed: pip install -e .[book]")
 
+import ipywidgets
 import nbformat
+import published
 import yaml
-from bookbuild import claims, execute, pages, pictures, results, site, stage
+from bookbuild import claims, commands, execute, landing, pages, pictures, reference, results, site, stage
+from bookbuild import parameters as parameters_module
 from bookbuild.layout import BuildError, Layout
+from ipywidgets.embed import embed_data
 
 from dori.claims import load_claims
 from dori.study import Preset
@@ -149,7 +154,7 @@ def test_expected_yml_of_this_study_is_sound():
     found = load_claims(ROOT / "data" / "expected.yml")
     assert found, "data/expected.yml holds no claim"
     assert len({c.id for c in found}) == len(found), "an id is used twice"
-    chapters = {claims.chapter_number(path.stem) for path in Layout(ROOT).chapters()}
+    chapters = {claims.chapter_number(path.stem) for path in Layout(ROOT).chapters()} - {"00"}  # background
     assert {claims.chapter_number(c.chapter) for c in found} >= chapters, "a chapter without claims"
 
 
@@ -173,10 +178,20 @@ def test_broken_headlines_are_named(tmp_path):
 
 
 def test_claims_table_escapes_bars_and_counts(tmp_path):
-    text = pages.claims_part([verdict(None, tmp_path, claim="a | b")], ["01_first"])
+    asked = [verdict(None, tmp_path, claim="a | b")]
+    text = pages.claims_part(asked, ["01_first"])
     assert "a \\| b" in text
-    assert text.startswith("Of 1 claims with a rule, 0 replicate")
     assert "notebooks/01_first.ipynb" in text
+    counted = pages.verdicts_part(asked, {"01_first": "A title"})
+    assert counted.startswith("Of 1 claims with a rule, 0 replicate")
+    assert "[A title](notebooks/01_first.ipynb) | – | – | 1 |" in counted
+
+
+def test_a_claim_leads_to_the_cell_that_computed_its_figure(tmp_path):
+    figure = {"value": 0.97, "low": 0.9, "high": 1.0, "n": 32, "preset": "quick", "cell": 12}
+    text = pages.claims_part([verdict(figure, tmp_path)], ["01_first"])
+    assert '<a href="notebooks/01_first.html#cell-12">0.97 [0.90, 1.00], n = 32</a>' in text
+    assert "<a " not in pages.claims_part([verdict(figure | {"cell": None}, tmp_path)], ["01_first"])
 
 
 @pytest.mark.parametrize(
@@ -198,6 +213,134 @@ def test_configuration_without_npm_and_without_an_address(tmp_path):
     )
     assert config["html"]["baseurl"] == "https://me.github.io/dori/"
     assert config["repository"]["branch"] == site.PUBLISHED
+    assert set(config["launch_buttons"]) == {"notebook_interface", "binderhub_url", "colab_url"}
+
+
+def test_a_class_names_its_jupyterhub(tmp_path):
+    (tmp_path / "_build").mkdir()
+    (tmp_path / "_config.yml").write_text((ROOT / "_config.yml").read_text())
+    environment = {site.HUB: "https://hub.example.org"}
+    asked = {"vendored": True, "repository": ("me", "dori"), "environment": environment}
+    config = yaml.safe_load(site.configure(Layout(tmp_path), **asked).read_text())
+    assert config["launch_buttons"]["jupyterhub_url"] == "https://hub.example.org"
+
+
+def test_a_chapter_shows_a_table_of_its_parameters(layout):
+    described = CHAPTER.replace('preset = "quick"', 'preset = "quick"  # size of the run: smoke | quick')
+    (layout.notebooks / "01_first.py").write_text(described)
+    path = stage.prepare_chapter(layout.chapters()[0], layout.prepared / "01_first.ipynb")
+    cells = nbformat.read(path, 4).cells
+    behind = next(n for n, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])) + 1
+    assert cells[behind].cell_type == "markdown"
+    assert '| `preset` | `"quick"` | size of the run: smoke \\| quick |' in cells[behind].source
+    assert execute.declared_parameters(path)["preset"] == "quick"
+
+
+def test_the_guide_shows_what_all_chapters_take(layout):
+    (layout.notebooks / "02_second.py").write_text(
+        CHAPTER.replace('run_dir = "x"', 'run_dir = "y"\nextra = 1')
+    )
+    prepared = [
+        stage.prepare_chapter(path, layout.prepared / f"{path.stem}.ipynb") for path in layout.chapters()
+    ]
+    shared = parameters_module.common(prepared)
+    assert [p.name for p in shared] == ["model", "preset", "run_dir"]
+    assert shared[-1].default == "by chapter"
+
+
+def widget_notebook(path: Path, *, tag: str = "landing") -> None:
+    """A chapter with two figures of a slider and a stack each; the first is tagged."""
+    figures = [
+        ipywidgets.VBox([ipywidgets.IntSlider(description=name), ipywidgets.Stack([ipywidgets.HTML("a")])])
+        for name in ("wanted", "other")
+    ]
+    for figure in figures:
+        ipywidgets.jslink((figure.children[0], "value"), (figure.children[1], "selected_index"))
+    state = {landing.STATE: {"state": {}, "version_major": 2, "version_minor": 0}}
+    for figure in figures:
+        state[landing.STATE]["state"] |= embed_data(figure)["manager_state"]["state"]
+    cells = [
+        nbformat.v4.new_code_cell(
+            "show()",
+            metadata={"tags": [tag] if n == 0 else []},
+            outputs=[nbformat.v4.new_output("display_data", {landing.VIEW: {"model_id": figure.model_id}})],
+        )
+        for n, figure in enumerate(figures)
+    ]
+    still = {"mystnb": {"figure": {"name": landing.STILL}}}
+    picture = nbformat.v4.new_output("display_data", {"image/png": "aGk="})
+    cells.append(nbformat.v4.new_code_cell("plot()", metadata=still, outputs=[picture]))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"kernelspec": kernel, "widgets": state}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+
+
+def test_the_landing_page_takes_over_one_figure_with_its_links(layout):
+    layout.src.mkdir(parents=True)
+    front = "---\nmyst:\n  html_meta: {description: x}\n---\n\n"
+    (layout.src / "index.md").write_text(f"{front}# Title\n\n{landing.MARK}\n\nbelow\n")
+    widget_notebook(layout.executed / f"{landing.SOURCE}.ipynb")
+    landing.make_landing(layout)
+    assert not (layout.src / "index.md").exists()
+    page = nbformat.read(layout.src / "index.ipynb", 4)
+    text = str(page.metadata["widgets"])
+    assert "wanted" in text
+    assert "other" not in text
+    kinds = [model["model_name"] for model in page.metadata["widgets"][landing.STATE]["state"].values()]
+    assert kinds.count("LinkModel") == 1
+    assert page.metadata["myst"]["html_meta"]["description"] == "x"
+    assert "<noscript><img" in page.cells[1].outputs[1].data["text/html"]
+    nbformat.validate(page)
+
+
+def test_a_landing_page_without_its_chapter_stays_a_page(layout):
+    layout.src.mkdir(parents=True)
+    (layout.src / "index.md").write_text(f"# Title\n\n{landing.MARK}\n")
+    landing.make_landing(layout)
+    assert landing.MARK not in (layout.src / "index.md").read_text()
+
+
+def test_a_chapter_without_the_figure_is_named(layout):
+    layout.src.mkdir(parents=True)
+    (layout.src / "index.md").write_text(landing.MARK)
+    widget_notebook(layout.executed / f"{landing.SOURCE}.ipynb", tag="something")
+    with pytest.raises(BuildError, match=r"has no cell tagged 'landing'"):
+        landing.make_landing(layout)
+
+
+def test_published_notebooks_fetch_the_study_first(layout):
+    executor(layout).run(layout.chapters()[0])
+    before = nbformat.read(layout.executed / "01_first.ipynb", 4)
+    assert published.publish(layout, layout.root / "out", ("me", "dori")) == 1
+    notebook = nbformat.read(layout.root / "out" / "01_first.ipynb", 4)
+    assert "https://github.com/me/dori" in notebook.cells[0].source
+    assert notebook.cells[1:] == before.cells
+    nbformat.validate(notebook)
+
+
+def test_nothing_executed_is_nothing_to_publish(layout):
+    with pytest.raises(BuildError, match="build the book first"):
+        published.publish(layout, layout.root / "out", ("me", "dori"))
+
+
+def test_the_reference_has_every_module_of_the_package_but_the_testbeds(tmp_path):
+    reference.write_reference(tmp_path)
+    pages = {path.stem: path.read_text() for path in (tmp_path / reference.FOLDER).glob("*.rst")}
+    documented = set(re.findall(r"automodule:: (\S+)", "".join(pages.values())))
+    sources = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "dori").rglob("*.py")]
+    names = {".".join(path.parts).removesuffix(".__init__") for path in sources}
+    inner = ("dori.testbed", "dori.plots.")  # has a page of its own; is reached through dori.plots
+    names = {name for name in names if not name.startswith(inner)}
+    assert names - documented == {"dori", "dori.cli", "dori.terminal", "dori.images", "dori.training"}
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    assert {f"api/{name}" for name in pages} <= set(re.findall(r"api/\w+", str(toc)))
+
+
+def test_the_command_line_reference_has_every_command():
+    text = commands.commands_part()
+    for command in ("evaluate", "attack", "mitigate", "check", "testbed plant"):
+        assert f"## `dori {command}`" in text
 
 
 def test_links_of_the_card_lead_nowhere_on_the_site_and_become_text(layout):

@@ -1,6 +1,7 @@
 """The built site: check_site.py on planted faults, then the real pages (these need `make book`)."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ from check_site import check_site
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
-FIELDS = {"value", "low", "high", "n", "preset", "model", "commit"}
+FIELDS = {"value", "low", "high", "n", "preset", "model", "commit", "cell"}
 
 needs_book = pytest.mark.skipif(
     not (HTML / "index.html").exists(), reason="no built site: run `make book` first"
@@ -96,7 +97,15 @@ def test_results_have_every_field_of_every_figure():
 def test_landing_page_shows_the_claims_table():
     page = (HTML / "index.html").read_text(encoding="utf-8")
     assert "claims with a rule" in page
+    assert "#cell-" in page, "a figure leads to the cell that computed it"
     assert "Verdict" in page
+
+
+@needs_book
+def test_landing_page_has_its_figure_with_and_without_scripts():
+    page = (HTML / "index.html").read_text(encoding="utf-8")
+    assert "application/vnd.jupyter.widget-view+json" in page
+    assert re.search(r'<noscript><img src="data:image/png;base64,[^"]{1000,}" alt="[^"]{20,}"', page)
 
 
 def find_browser() -> str:
@@ -104,20 +113,23 @@ def find_browser() -> str:
     browser = next((path for path in map(shutil.which, names) if path), None)
     if browser is None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    if shutil.which("node") is None or not (ROOT / "node_modules" / "playwright-core").exists():
-        pytest.skip("playwright-core is not installed: `make book` fetches it where npm is")
+    modules = [ROOT / "node_modules" / name for name in ("playwright-core", "axe-core")]
+    if shutil.which("node") is None or not all(module.exists() for module in modules):
+        pytest.skip("playwright-core and axe-core are not installed: `make book` fetches them where npm is")
     return browser
 
 
 @needs_book
 def test_pages_work_in_a_browser_without_asking_anybody():
-    """Every page opens without an error or an outside request; a slider moves its picture."""
+    """Light, dark and on a phone: no error, no outside request, no grave fault of axe's; widgets move."""
     command = ["node", str(ROOT / "tests" / "browser.mjs"), find_browser(), str(HTML)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
     assert report["pages"] >= 5
     assert report["faults"] == []
+    assert report["sliders"] >= 5, "landing page, background and chapters have sliders"
+    assert report["lists"] >= 3
 
 
 @needs_book

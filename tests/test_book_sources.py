@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,44 @@ def test_chapter_holds_no_logic(chapter):
     for cell in code_cells(chapter):
         found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)]
         assert not found, "definitions belong in the package dori"
+
+
+@each_chapter
+def test_chapter_ends_with_what_to_take_away_and_what_to_try(chapter):
+    text = chapter.read_text()
+    away, tries, after = (
+        text.find(mark) for mark in ("**What to take away**", "# ## Exercises", "# ## What's next")
+    )
+    away = away if away >= 0 else text.find("levels.conclusion")
+    assert 0 <= away < tries < after, "in this order: what to take away, exercises, what's next"
+    assert len(re.findall(r"^# \d\. ", text[tries:after], re.MULTILINE)) >= 3
+
+
+@each_chapter
+def test_parameters_are_described(chapter):
+    (cell,) = (cell for cell in code_cells(chapter) if "parameters" in cell.metadata.get("tags", []))
+    for line in cell.source.splitlines():
+        assert re.search(r"  # .{10,}", line), f"say behind it what this is: {line}"
+
+
+def test_common_parameters_are_described_alike():
+    """The guide shows one table for all chapters."""
+    told = {}
+    for chapter in CHAPTERS:
+        (cell,) = (cell for cell in code_cells(chapter) if "parameters" in cell.metadata.get("tags", []))
+        for line in cell.source.splitlines():
+            told.setdefault(line.split(" = ")[0], set()).add(line.split("  # ")[1])
+    assert not {name for name, words in told.items() if len(words) > 1}
+
+
+def test_nothing_is_misspelt():
+    pytest.importorskip("codespell_lib", reason="codespell is not installed: pip install -e .[dev]")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    names = [name for name in files.stdout.split("\0") if (ROOT / name).is_file()]
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *names], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == ""
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Chapters 2 and 3 run from first to last cell at the smoke preset, on the testbed and on a foreign model.
+"""Background and chapters 2 and 3 run from first to last cell at smoke, on the testbed and a foreign model.
 
 The cells run in this process: the same code as under papermill, without a kernel's start.
 """
@@ -14,6 +14,7 @@ from dori.claims import load_claims
 jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+BACKGROUND = NOTEBOOKS / "00_background.py"
 CHAPTER, LOCALITY = NOTEBOOKS / "02_pruning_fragility.py", NOTEBOOKS / "03_non_locality.py"
 
 
@@ -67,6 +68,19 @@ def test_a_foreign_model_and_benchmark_leave_out_what_cannot_be_had(
     assert ("NeMo cannot be used here" in text) == ("none" not in kinds)
     assert "mr_wanda_attack_prompt" in names["study"].headlines
     assert "mr_attack_twin" not in names["study"].headlines
+
+
+@pytest.mark.parametrize("kinds", [["verbatim"] * 2 + ["none"], ["verbatim"] * 2], ids=["regular", "alone"])
+def test_the_background_explains_a_foreign_model_too(
+    kinds, tiny_dir, tmp_path, monkeypatch, descriptor, capfd
+):
+    monkeypatch.setattr("dori.study.load_descriptor", lambda *_, **__: descriptor)
+    csv = benchmark(tmp_path / "bench", kinds)
+    names, prose = run(BACKGROUND, model=str(tiny_dir), benchmark=str(csv), run_dir=str(tmp_path / "run"))
+    assert names["prompt"].prompts()[0] in "".join(prose)
+    assert "**What to take away**" in "".join(prose)
+    assert set(names["shown"]) == {"repeated prompt", "other prompt"}
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("threshold", [-2.0, 2.0], ids=["every search succeeds", "none does"])

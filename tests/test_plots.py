@@ -210,6 +210,41 @@ def test_a_nested_figure_has_one_list_and_one_slider_for_all_images(monkeypatch)
     assert links == [((choice, "index"), (outer, "selected_index")), *inner]
 
 
+def stages(**scores):
+    shown = {name: torch.rand(3, 8, 8) for name in ("training image", *scores)}
+    return {"prompt": "a <boat>", "images": shown, "scores": scores}
+
+
+def test_a_stage_picker_says_which_stage_is_a_copy():
+    gallery = [stages(pruned=0.1, searched=0.9), stages(pruned=0.7, searched=0.9)]
+    box = widgets.stage_picker(gallery, threshold=0.5)
+    choice, slider, outer = box.children
+    assert len(choice.options) == len(outer.children) == 2
+    assert list(slider.options) == ["pruned", "searched"]
+    first, second = (child.value for child in outer.children[0].children)
+    assert "copy score 0.10: no copy" in first
+    assert "copy score 0.90: a copy" in second
+    assert ("dori-copy" in first, "dori-copy" in second) == (False, True)
+    assert all(page.count(" alt=") == page.count("<img") == 2 for page in (first, second))
+    assert "&lt;boat&gt;" in first
+
+
+def test_a_stage_picker_needs_the_same_stages_for_each_image():
+    with pytest.raises(ValueError, match="the same stages"):
+        widgets.stage_picker([stages(pruned=0.1), stages(searched=0.9)], threshold=0.5)
+    assert "Not available" in widgets.stage_picker([], threshold=0.5).value
+
+
+def test_strips_label_every_image():
+    rows = {"given": {"step 1": torch.rand(3, 8, 8), "step 2": torch.rand(3, 8, 8)}}
+    figure = plots.image_strip(rows)
+    assert [axis.get_title() for axis in figure.axes] == ["step 1", "step 2"]
+    maps = {"image": torch.ones(3, 8, 8), "tree": torch.zeros(8, 8)}
+    painted, tree = plots.attention_strip(maps).axes
+    assert tree.get_title() == "“tree”"
+    assert tree.images[0].get_array().max() < painted.images[0].get_array().max(), "dark where it is not read"
+
+
 def test_a_nested_figure_needs_the_same_triggers_for_each_image_and_at_most_a_dozen():
     frames, alts = nested(["first", "second"])
     names = {"descriptions": ("image", "trigger"), "caption": ""}

@@ -182,6 +182,17 @@ def test_a_row_of_images_shows_the_best_of_each_stage(study):
     assert cuts.stages(study, None) == []
 
 
+def test_a_mended_model_that_is_shipped_adds_a_last_stage(study, monkeypatch):
+    choice = picked(Nemo(z=0.5))
+    assert cuts.mended_study(study) is None, "none is shipped for this model"
+    monkeypatch.setattr(cuts, "mended_study", lambda study: study)  # a model that nothing was done to
+    (entry,) = cuts.stages(study, choice, mended=True)
+    assert list(entry["images"])[-1] == list(entry["scores"])[-1] == cuts.MENDED
+    (plain,) = cuts.stages(study, choice)
+    assert cuts.MENDED not in plain["images"]
+    assert {**entry["scores"], cuts.MENDED: 0} == {**plain["scores"], cuts.MENDED: 0}
+
+
 def test_utility_has_each_pruning_and_all_cuts_at_once(study):
     chosen = {"NeMo": picked(Nemo(z=0.5))}
     table = cuts.utility(study, chosen, cuts.units_off(study, chosen))

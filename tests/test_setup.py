@@ -114,6 +114,17 @@ def test_git_tracks_nothing_that_is_generated():
     assert not [name for name in git_files() if generated.search(name)]
 
 
+def test_print_starts_from_a_built_book(tmp_path):
+    plan = dry_run("print", tmp_path)
+    assert plan.index("scripts/build.py") < plan.index("scripts/print.py")
+
+
+def test_lint_checks_code_and_spelling(tmp_path):
+    plan = dry_run("lint", tmp_path)
+    assert "ruff check" in plan
+    assert "codespell" in plan
+
+
 def test_citation_names_the_version_and_the_paper(project):
     citation = yaml.safe_load(read("CITATION.cff"))
     assert str(citation["version"]) == project["version"]

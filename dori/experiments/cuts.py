@@ -18,7 +18,9 @@ from dori.metrics.copy import similarity
 from dori.metrics.intervals import Estimate
 from dori.mitigation.units import Units, union
 from dori.study import Study
+from dori.testbed import cured
 
+DEFENCE, MENDED = "adversarial", "mended + search"  # in data/testbed/cured, if any; as the figure says it
 MEASURES = {
     "alignment": "alignment",
     "alignment_change": "its change (share)",
@@ -75,17 +77,37 @@ def alignment_lost(table: pd.DataFrame, choice: Choice) -> Estimate:
     return alignment_loss(table, choice.label) if len(table) else unknown
 
 
-def stages(study: Study, choice: Choice | None, n: int = 4) -> list[dict]:
+def stages(study: Study, choice: Choice | None, n: int = 4, *, mended: bool = False) -> list[dict]:
     """For `plots.comparison_grid`: `n` test prompts as trained, pruned, and searched for; [] for no choice.
 
-    Each stage shows the best of its images, as the memorization rate takes the best.
+    Each stage shows the best of its images, as the memorization rate takes the best. With `mended`, and where
+    a model that adversarial fine-tuning changed is shipped for this one (`dori.testbed.cured`), a last stage
+    is what a search finds in that.
     """
     if choice is None:
         return []
     test, budget = halves(study)[1].head(sizes(study).searched[0]), sizes(study).budget
     off = find_units(study, test, choice.setting)
     found, _ = run_attacks(study, test, Attack(steps=budget), off)
-    return [_stages(study, test, i, off[i], embeds=found[i].tensors[str(budget)]) for i in list(found)[:n]]
+    shown = {
+        i: _stages(study, test, i, off[i], embeds=found[i].tensors[str(budget)]) for i in list(found)[:n]
+    }
+    whole = mended_study(study) if mended else None
+    if whole is not None:
+        found, _ = run_attacks(whole, test.only(list(shown)), Attack(steps=budget), {})
+        for i, entry in shown.items():
+            best = _best(whole, test, {MENDED: Trigger(i, found[i].tensors[str(budget)])})
+            for part, value in best.items():
+                entry[part] |= value
+    return list(shown.values())
+
+
+def mended_study(study: Study) -> Study | None:
+    """The study on the model after adversarial fine-tuning; None where none is shipped for this model."""
+    shipped = cured.index()
+    if not (study.bundled and shipped.is_base(study.model) and DEFENCE in shipped.records()):
+        return None
+    return study.on(cured.cured_model(study.model, DEFENCE))
 
 
 def _stages(study: Study, prompts: Benchmark, item: str, off: Units, *, embeds: Tensor) -> dict:
@@ -96,15 +118,19 @@ def _stages(study: Study, prompts: Benchmark, item: str, off: Units, *, embeds: 
         "pruned": prompt_trigger(prompts, item, off),
         "pruned + search": Trigger(item, embeds, off),
     }
-    entry = {
-        "prompt": prompts.table.loc[item, "prompt"],
-        "scores": {},
-        "images": {"training image": original[0]},
-    }
-    for stage, (_, images) in zip(
+    best = _best(study, prompts, triggers)
+    images = {"training image": original[0]} | best["images"]
+    return {"prompt": prompts.table.loc[item, "prompt"], "scores": best["scores"], "images": images}
+
+
+def _best(study: Study, prompts: Benchmark, triggers: Mapping[str, Trigger]) -> dict[str, dict]:
+    """Of each stage the image nearest to the training image: `images` and `scores`, by stage."""
+    best: dict[str, dict] = {"images": {}, "scores": {}}
+    for stage, (trigger, images) in zip(
         triggers, drawn(study, list(triggers.values()), sampling(study)), strict=True
     ):
+        original = prompts.images([trigger.id], size=study.model.defaults.image_size)
         scores = similarity(study.descriptor.embed(images), study.descriptor.embed(original))[:, 0]
-        entry["scores"][stage] = float(scores.max())
-        entry["images"][stage] = images[int(scores.argmax())]
-    return entry
+        best["scores"][stage] = float(scores.max())
+        best["images"][stage] = images[int(scores.argmax())]
+    return best

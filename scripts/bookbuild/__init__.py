@@ -3,6 +3,10 @@
 stage    py:percent sources to notebooks with fixed cell ids, pages to the Sphinx source folder
 execute  papermill runs, one per chapter whose sources changed; stops at the first error
 claims   data/expected.yml against the measured figures
+commands reference of the command line
+landing  the landing page: index.md with an interactive figure of an executed chapter
 pages    the generated pages: claims table, status and provenance
+parameters  tables from the parameters cells
+reference   pages of the Python reference
 site     configuration overlay, vendored JavaScript, the jupyter-book call
 """

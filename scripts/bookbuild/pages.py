@@ -56,6 +56,25 @@ def chapter_link(chapter: str) -> str:
     return f"[{chapter.split('_')[0]}](notebooks/{chapter}.ipynb)"
 
 
+def cell_link(chapter: str, figure: Mapping[str, Any]) -> str:
+    """A figure as a link to the cell that computed it; HTML, as the cell's id is the site's (bookext)."""
+    if not figure.get("cell"):
+        return show(figure)
+    return f'<a href="notebooks/{chapter}.html#cell-{figure["cell"]}">{show(figure)}</a>'
+
+
+def verdicts_part(verdicts: list[Verdict], titles: Mapping[str, str]) -> str:
+    """One sentence that counts the verdicts, and a row for each chapter; `titles` by the chapter's name."""
+    pages = {chapter_number(name): name for name in titles}
+    rows = []
+    for number in dict.fromkeys(chapter_number(v.claim.chapter) for v in verdicts):
+        own = [v.status for v in verdicts if chapter_number(v.claim.chapter) == number]
+        page = pages.get(number)
+        title = f"[{titles[page]}](notebooks/{page}.ipynb)" if page else f"{number} (not in this book yet)"
+        rows.append([title, *(own.count(status) or "–" for status in STATUSES)])
+    return f"{claims_summary(verdicts)}\n\n{table(('Chapter', *MARKS.values()), rows)}"
+
+
 def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
     """The claims table: the paper's statement and figure, ours with its interval, the rule, the verdict."""
     if not verdicts:
@@ -67,16 +86,16 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
         page = pages.get(chapter_number(claim.chapter))
         rows.append(
             [
-                chapter_link(page) if page else claim.chapter,
+                chapter_link(page) if page else chapter_number(claim.chapter),
                 claim.claim,
                 paper_says(claim),
-                show(verdict.figure) if verdict.figure else "–",
+                cell_link(page, verdict.figure) if page and verdict.figure else "–",
                 f"{SIGNS[claim.op]} {show_number(claim.value)}",
                 verdict_says(verdict),
             ]
         )
     header = ("Chapter", "Claim", "Paper", "Here [95 % interval]", "Rule", "Verdict")
-    return f"{claims_summary(verdicts)}\n\n{table(header, rows)}"
+    return table(header, rows)
 
 
 def paper_says(claim: Claim) -> str:
@@ -111,7 +130,7 @@ def figures_part(figures: Figures) -> str:
         [
             chapter_link(chapter),
             f"`{name}`",
-            show(figure),
+            cell_link(chapter, figure),
             figure.get("preset") or "–",
             figure.get("model") or "–",
         ]

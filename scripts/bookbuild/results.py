@@ -9,7 +9,7 @@ from typing import Any
 
 from bookbuild.layout import BuildError, Layout
 
-FIELDS = ("value", "low", "high", "n", "preset", "model", "commit")
+FIELDS = ("value", "low", "high", "n", "preset", "model", "commit", "cell")  # cell: its number in the chapter
 Figures = dict[str, dict[str, dict[str, Any]]]  # chapter -> name -> figure
 
 

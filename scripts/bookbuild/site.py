@@ -17,6 +17,7 @@ from bookbuild.layout import BuildError, Layout
 
 VENDORED = {"@jupyter-widgets/html-manager/dist": ("embed.js", "*.woff2"), "mathjax/es5": ("tex-svg.js",)}
 GITHUB = re.compile(r"github\.com[:/]([^/]+)/([^/]+?)(?:\.git)?/?$")
+HUB = "DORI_JUPYTERHUB"
 PUBLISHED = "published"  # branch with the executed notebooks, pushed by CI: Binder opens it
 
 
@@ -45,8 +46,18 @@ def find_repository(root: Path, environment: Mapping[str, str] = os.environ) -> 
     return (found[1], found[2]) if found else None
 
 
-def configure(layout: Layout, *, vendored: bool, repository: tuple[str, str] | None) -> Path:
-    """Write `_build/_config.yml`: the root's, with what only this checkout knows (address, JavaScript)."""
+def configure(
+    layout: Layout,
+    *,
+    vendored: bool,
+    repository: tuple[str, str] | None,
+    environment: Mapping[str, str] = os.environ,
+) -> Path:
+    """Write `_build/_config.yml`: the root's, with what only this checkout knows (address, JavaScript).
+
+    Chapters get buttons that open them in Binder and Colab, and on the JupyterHub whose address stands in the
+    environment variable DORI_JUPYTERHUB (it needs nbgitpuller).
+    """
     config: dict[str, Any] = yaml.safe_load((layout.root / "_config.yml").read_text(encoding="utf-8"))
     sphinx = config["sphinx"]
     extensions = sphinx["local_extensions"].items()
@@ -62,7 +73,10 @@ def configure(layout: Layout, *, vendored: bool, repository: tuple[str, str] | N
         config["launch_buttons"] = {
             "notebook_interface": "jupyterlab",
             "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
         }
+        if hub := environment.get(HUB):
+            config["launch_buttons"]["jupyterhub_url"] = hub
         sphinx.setdefault("extra_extensions", []).append("sphinxext.opengraph")
         sphinx["config"] |= {"ogp_site_url": address, "ogp_social_cards": {"enable": False}}
     path = layout.build / "_config.yml"
@@ -70,9 +84,9 @@ def configure(layout: Layout, *, vendored: bool, repository: tuple[str, str] | N
     return path
 
 
-def run_jupyter_book(layout: Layout, config: Path, *, strict: bool) -> None:
-    """Build the HTML. `strict` turns every warning into a failure, after showing them all."""
-    shutil.rmtree(layout.html, ignore_errors=True)
+def run_jupyter_book(layout: Layout, config: Path, *, strict: bool, builder: str = "html") -> None:
+    """Build the pages in `_build/<builder>`. `strict` turns warnings into a failure, after showing all."""
+    shutil.rmtree(layout.build / builder, ignore_errors=True)
     # `python -m jupyter_book` does not work; --toc is resolved against the source folder unless absolute.
     command = [
         str(Path(sys.executable).with_name("jupyter-book")),
@@ -85,6 +99,8 @@ def run_jupyter_book(layout: Layout, config: Path, *, strict: bool) -> None:
         "--path-output",
         str(layout.root),
         "--all",
+        "--builder",
+        builder,
         "-q",
         *(["-W", "-n", "--keep-going"] if strict else []),
     ]

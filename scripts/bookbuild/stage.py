@@ -10,12 +10,13 @@ import jupytext
 import nbformat
 
 from bookbuild.layout import Layout
+from bookbuild.parameters import add_table
 
 RELATIVE_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?://|#|mailto:)[^)]+\)")
 
 
 def prepare_chapter(source: Path, target: Path) -> Path:
-    """Write the py:percent `source` as a notebook.
+    """Write the py:percent `source` as a notebook, with a table of its parameters.
 
     jupytext gives cells new random ids on each conversion; ids by position keep builds comparable.
     """
@@ -26,7 +27,14 @@ def prepare_chapter(source: Path, target: Path) -> Path:
     nbformat.validate(notebook)
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
+    add_table(target)
     return target
+
+
+def title(source: Path) -> str:
+    """A chapter's title, without `# `; its file's name where it has none."""
+    found = re.search(r"^# # (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else source.stem
 
 
 def stage_sources(layout: Layout) -> None:
