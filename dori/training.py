@@ -135,7 +135,8 @@ class Fit:
         self.step += 1
         self._average()
         self.seconds += time.perf_counter() - start
-        values = {"loss": float(parallel.summed(loss.detach()) if self.shared else loss), **values}
+        loss = loss.detach()
+        values = {"loss": float(parallel.summed(loss) if self.shared else loss), **values}
         if self.step % 10 == 0 and parallel.first():
             self._log(values)
         return values

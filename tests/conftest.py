@@ -227,6 +227,17 @@ def benchmark_csv(tmp_path) -> Path:
 
 
 @pytest.fixture
+def training_csv(tmp_path) -> Path:
+    """A benchmark with two images to forget and eight regular rows."""
+    rows = [
+        {"id": f"i{n}", "prompt": f"{WORDS[n]} {WORDS[-1 - n]}", "image": f"{n}.png", "kind": kind}
+        | {"split": "test", "copies": copies, "group": ""}
+        for n, (kind, copies) in enumerate([("verbatim", 256)] * 2 + [("none", 0)] * 8)
+    ]
+    return write_benchmark(tmp_path / "training", rows)
+
+
+@pytest.fixture
 def command(capsys, monkeypatch, descriptor, tiny_dir, benchmark_csv, tmp_path):
     """Call `dori NAME` with the tiny model and benchmark unless told otherwise: code, stdout, stderr.
 

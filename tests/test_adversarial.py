@@ -62,7 +62,7 @@ def test_a_step_is_the_sum_of_both_losses(model, targets, surrogates, retain):
     rows, triggers = duel.search(0)
     chosen = torch.stack([surrogates[r][int(rng.integers(2))] for r in rows])
     noise, t = draw_noise(model, 3, rng)
-    against = denoising_loss(model, Batch(chosen, triggers, noise, t))
+    against = denoising_loss(model, Batch(chosen, triggers[:, 0], noise, t))
     keep = denoising_loss(model, retain_batch(model, retain, 3, rng))
     by_hand = torch.autograd.grad(0.5 * against + keep, model.unet.conv_in.weight)[0]
     assert apart == pytest.approx({"adversarial": against.item(), "retain": keep.item()}, rel=1e-4)
@@ -81,7 +81,7 @@ def test_a_round_searches_on_the_weights_of_the_moment(model, targets, surrogate
     seed = int(step_rng(4, "triggers", 0).integers(2**48, size=1)[0])
     start = initial_embeds(model, "prompt", prompts=[PROMPTS[row]], seeds=[seed])
     alone = dori_attack(model, targets.latents[[row]], start, settings.search, seeds=[seed])
-    assert torch.equal(after, alone.embeds)
+    assert torch.equal(after[:, 0], alone.embeds)
 
 
 def test_an_epoch_takes_each_image_once_and_rounds_start_from_all_sorts(model, targets, surrogates, retain):
@@ -90,7 +90,7 @@ def test_an_epoch_takes_each_image_once_and_rounds_start_from_all_sorts(model, t
     epochs = [[int(r) for k in (2 * e, 2 * e + 1) for r in duel.search(k)[0]] for e in range(4)]
     assert all(sorted(epoch) == [0, 1, 2] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    starts = torch.cat([duel.search(k)[1] for k in range(8)])  # no step is taken: these are the starts
+    starts = torch.cat([duel.search(k)[1][:, 0] for k in range(8)])  # no step is taken: these are the starts
     prompts = model.encode_prompts([*PROMPTS, *REGULAR])
     kinds = {
         "prompt" if (p := (start - prompts).flatten(1).norm(dim=1).argmin().item()) < 3 else "regular"
@@ -215,8 +215,38 @@ def test_weights_of_each_epoch_are_kept(model, targets, surrogates, retain, tmp_
     assert not same(one, two)
 
 
+def test_an_image_is_searched_from_several_starts_and_every_look_counts(model, targets, surrogates, retain):
+    search = Attack(steps=(0, 1, 2), batch=1)
+    settings = Adversarial(search=search, at_once=2, starts=3, draws=40, retain=1)
+    duel = _Duel(model, targets, surrogates, retain, settings, seed=0, regular=REGULAR)
+    rows, triggers = duel.search(0)
+    assert len(set(rows)) == 2
+    assert all(list(rows).count(r) == 3 for r in set(rows))
+    assert triggers.shape[:2] == (6, 3)
+    prompts = model.encode_prompts(PROMPTS)
+    at_prompt = [torch.allclose(t[0], prompts[r], atol=0.5) for r, t in zip(rows, triggers, strict=True)]
+    assert sum(at_prompt) == 2  # one of each image's three starts
+    duel.rows, duel.triggers = rows, triggers
+    batch = duel.against(step_rng(0, PART, 0))
+    assert len(batch) == 6 * 40
+    every = triggers.flatten(0, 1).flatten(1)  # two searches may start from the same regular prompt
+    used, there = (
+        torch.cdist(e.flatten(1), every).argmin(1) for e in (batch.prompt_embeds, triggers.flatten(0, 1))
+    )
+    assert set(used.tolist()) == set(there.tolist())
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"inits": ("nowhere",)}, {"inits": ()}, {"rank": 0}, {"lr": 0.0}, {"retain": -1}]
+    "wrong",
+    [
+        {"epochs": 0},
+        {"inits": ("nowhere",)},
+        {"inits": ()},
+        {"rank": 0},
+        {"lr": 0.0},
+        {"retain": -1},
+        {"starts": 4},
+    ],
 )
 def test_settings_that_are_none_are_refused(wrong):
     with pytest.raises(DoriError):

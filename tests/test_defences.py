@@ -7,8 +7,10 @@ import json
 import pandas as pd
 import pytest
 import torch
+from conftest import WORDS, write_benchmark
 
 from dori.attack import Attack
+from dori.benchmark import load_benchmark
 from dori.errors import DoriError
 from dori.experiments import curing, defences, erasing, relearning
 from dori.experiments.relearning import Relearning, relearned_table
@@ -67,34 +69,46 @@ def test_a_change_of_another_network_is_refused(tiny_model, tmp_path):
 
 
 @pytest.fixture
-def roomy(study, monkeypatch):
-    """The study with two images of one level to divide, and regular rows to spare."""
-    monkeypatch.setattr(erasing, "RETAIN", 1)
+def roomy(study, tmp_path):
+    """The study with two images of one level to divide, and ten regular rows."""
     table = study.memorized.table.assign(copies=256)
-    memorized = dataclasses.replace(study.memorized, table=table)
+    rows = [
+        {"id": f"r{n}", "prompt": f"{WORDS[n]} {WORDS[-1 - n]}", "image": f"{n}.png", "kind": "none"}
+        | {"split": "test", "copies": 0, "group": ""}
+        for n in range(10)
+    ]
     return dataclasses.replace(
-        study, memorized=memorized, preset=dataclasses.replace(study.preset, regular=1)
+        study,
+        memorized=dataclasses.replace(study.memorized, table=table),
+        regular=load_benchmark(write_benchmark(tmp_path / "regular", rows)),
+        preset=dataclasses.replace(study.preset, regular=3),
     )
 
 
-def test_halves_are_apart_and_regular_rows_that_judge_hold_nothing(roomy, study):
+def test_halves_are_apart(roomy):
     erased, spared = erasing.erased(roomy), erasing.spared(roomy)
     assert len(erased) == len(spared) == 1
     assert erased.ids != spared.ids
     assert erasing.erased(roomy, "validation").ids == spared.ids
-    judged = roomy.regular.prompts(roomy.regular.ids[:1])
-    assert not set(erasing.search_prompts(roomy)) & set(judged)
-    with pytest.raises(DoriError, match="kept for judging"):  # the preset judges by all three rows
-        erasing.retain_pairs(study)
 
 
-def test_retain_and_unrelated_pairs_are_other_rows(roomy):
-    first, second = erasing.retain_pairs(roomy, 1), erasing.unrelated_pairs(roomy)
-    rest = roomy.regular.ids[1:]
-    assert torch.allclose(
-        first.prompt_embeds[0], roomy.model.encode_prompts(roomy.regular.prompts(rest[:1]))[0]
-    )
-    assert len(second) == len(rest) - 1
+@pytest.mark.parametrize(("asked", "judging"), [(3, 3), (None, 5), (64, 5)])
+def test_regular_rows_judge_or_hold_or_stay_unrelated(roomy, asked, judging):
+    study = dataclasses.replace(roomy, preset=dataclasses.replace(roomy.preset, regular=asked))
+    embeds = study.model.encode_prompts(study.regular.prompts())
+    judged = embeds[: len(erasing.judged(study))]
+    parts = [judged, erasing.retain_pairs(study).prompt_embeds, erasing.unrelated_pairs(study).prompt_embeds]
+    assert len(judged) == judging
+    assert all(len(part) for part in parts)
+    assert torch.allclose(torch.cat(parts), embeds, atol=1e-5)
+    assert erasing.search_prompts(study) == study.regular.prompts()[judging : judging + len(parts[1])]
+
+
+@pytest.mark.parametrize(("rows", "pairs"), [(0, erasing.retain_pairs), (4, erasing.unrelated_pairs)])
+def test_too_few_regular_rows_are_told(roomy, rows, pairs):
+    few = dataclasses.replace(roomy, regular=roomy.regular.head(rows))
+    with pytest.raises(DoriError, match=f"{rows} regular rows, too few"):
+        pairs(few)
 
 
 def test_targets_are_what_the_model_encodes(study):

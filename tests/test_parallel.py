@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import WORDS, write_benchmark
 from safetensors.torch import load_file
 
 from dori import parallel
@@ -89,16 +88,10 @@ def test_two_processes_attack_as_one_and_go_on_after_a_kill(tiny_dir, benchmark_
     assert one["n"] == two["n"]
 
 
-def test_two_processes_train_as_one(tiny_dir, tmp_path):
-    rows = [
-        {"id": f"i{n}", "prompt": f"{WORDS[n]} {WORDS[-1 - n]}", "image": f"{n}.png", "kind": kind}
-        | {"split": "test", "copies": copies, "group": ""}
-        for n, (kind, copies) in enumerate([("verbatim", 256)] * 2 + [("none", 0)] * 8)
-    ]
-    benchmark = write_benchmark(tmp_path / "more", rows)
+def test_two_processes_train_as_one(tiny_dir, training_csv, tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
-    assert main([*TRAINING, *options(tiny_dir, benchmark, alone)]) == 0
-    process = launched([*TRAINING, *options(tiny_dir, benchmark, both)], free_port())
+    assert main([*TRAINING, *options(tiny_dir, training_csv, alone)]) == 0
+    process = launched([*TRAINING, *options(tiny_dir, training_csv, both)], free_port())
     said = process.communicate(timeout=180)[0]
     assert process.returncode == 0, said
     assert json.loads((both / "provenance.json").read_text())["processes"] == 2

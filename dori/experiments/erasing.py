@@ -10,7 +10,7 @@ from dori.benchmark import Benchmark
 from dori.drawing import decided_by, descriptor_key, digest
 from dori.errors import DoriError
 from dori.experiments.foundations import halved
-from dori.experiments.replication import top_prompts
+from dori.experiments.replication import regular_prompts, top_prompts
 from dori.experiments.selections import Setting, find_units
 from dori.mitigation.surrogates import Drawing, Surrogate, make_surrogates
 from dori.mitigation.targets import Retain, Targets
@@ -18,9 +18,7 @@ from dori.mitigation.wanda import Wanda
 from dori.store import Record
 from dori.study import Study
 
-RETAIN = (
-    2048  # pairs that hold the model; of the testbed's training set, else of the benchmark's regular rows
-)
+RETAIN = 2048  # pairs that hold the model
 PRUNING = Wanda(0.15, conditional_only=True)  # what surrogates are drawn under: chapter 2's choice
 ENCODED_AT_ONCE = 256
 
@@ -43,34 +41,60 @@ def as_targets(study: Study, prompts: Benchmark) -> Targets:
     return Targets(tuple(prompts.ids), tuple(texts), latents, embeds)
 
 
-def retain_pairs(study: Study, count: int = RETAIN, first: int = 0) -> Retain:
-    """Pairs that hold the model, none of which it is judged by.
+def judged(study: Study) -> Benchmark:
+    """Regular prompts that utility is measured on: the preset's number.
 
-    The testbed's are painted again, those of its training set from the `first` on. Another benchmark gives
-    its regular rows from the preset's number on, as those before are the ones that utility is measured on.
-    Raises DoriError if there are none.
+    Of a benchmark whose regular rows also hold the model, no more than the first half.
     """
     if study.bundled:
-        from dori.testbed import dataset
-        from dori.testbed.painter import paint
+        return regular_prompts(study)
+    half = len(study.regular) // 2
+    return study.regular.head(min(study.preset.regular or half, half))
 
-        pixels, table = paint(dataset.REGULAR, range(first, first + count))
-        images, texts = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, list(table["caption"])
-    else:
-        rest = study.regular.ids[study.preset.regular or 0 :][first : first + count]
-        if not rest:
-            raise DoriError(
-                f"{study.regular.name} has {len(study.regular)} regular rows and all are kept for judging; "
-                "give more rows of kind none to hold the model by"
-            )
-        images = study.regular.images(rest, size=study.model.defaults.image_size)
-        texts = study.regular.prompts(rest)
-    return Retain(_in_parts(study.model.encode_images, images), _in_parts(study.model.encode_prompts, texts))
+
+def retain_pairs(study: Study, count: int = RETAIN) -> Retain:
+    """Pairs that hold the model, none of which it is judged by.
+
+    The testbed's are the first of its training set, painted again. Another benchmark gives regular rows after
+    those of `judged`, but for the last quarter of them. Raises DoriError if there are none.
+    """
+    return _painted(study, range(count)) if study.bundled else _encoded(study, _to_train(study)[0][:count])
 
 
 def unrelated_pairs(study: Study, count: int = 512) -> Retain:
-    """Regular pairs that no defence was trained with: those after the retain set. Raises DoriError."""
-    return retain_pairs(study, count, first=RETAIN)
+    """Regular pairs that no defence was trained with and none is judged by. Raises DoriError without any."""
+    rows = range(RETAIN, RETAIN + count)
+    return _painted(study, rows) if study.bundled else _encoded(study, _to_train(study)[1][:count])
+
+
+def _to_train(study: Study) -> tuple[list[str], list[str]]:
+    """Regular rows of a benchmark that hold the model, and those that stay unrelated to all trainings."""
+    rest = study.regular.ids[len(judged(study)) :]
+    cut = len(rest) - len(rest) // 4
+    return rest[:cut], rest[cut:]
+
+
+def _painted(study: Study, rows: range) -> Retain:
+    from dori.testbed import dataset
+    from dori.testbed.painter import paint
+
+    pixels, table = paint(dataset.REGULAR, rows)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return _pairs(study, images, list(table["caption"]))
+
+
+def _encoded(study: Study, rows: Sequence[str]) -> Retain:
+    if not rows:
+        raise DoriError(
+            f"{study.regular.name} has {len(study.regular)} regular rows, too few to judge and to hold the "
+            "model by: give more rows of kind none"
+        )
+    images = study.regular.images(rows, size=study.model.defaults.image_size)
+    return _pairs(study, images, study.regular.prompts(rows))
+
+
+def _pairs(study: Study, images: Tensor, texts: Sequence[str]) -> Retain:
+    return Retain(_in_parts(study.model.encode_images, images), _in_parts(study.model.encode_prompts, texts))
 
 
 def search_prompts(study: Study) -> list[str]:
@@ -79,7 +103,7 @@ def search_prompts(study: Study) -> list[str]:
     Held-out prompts stay with the attacker that judges.
     """
     if not study.bundled:
-        return study.regular.prompts(study.regular.ids[study.preset.regular or 0 :])
+        return study.regular.prompts(_to_train(study)[0])
     from dori.testbed import dataset
     from dori.testbed.painter import paint
 

@@ -22,7 +22,6 @@ from dori.experiments.defences import (
     WORDS,
     Defence,
 )
-from dori.experiments.replication import regular_prompts
 from dori.experiments.searches import run_attacks
 from dori.experiments.utility import alignment_loss, estimate, utility_table
 from dori.metrics.copy import similarity
@@ -142,7 +141,7 @@ def told_apart(table: pd.DataFrame) -> tuple[Estimate, dict[float, float]]:
 
 def utility(study: Study, some: Sequence[Defence]) -> pd.DataFrame:
     """`utility.utility_table` of each defence on regular prompts, and `heldout_loss`; empty without any."""
-    regular = regular_prompts(study).head(sizes(study).regular)
+    regular = erasing.judged(study).head(sizes(study).regular)
     if not len(regular):
         return pd.DataFrame(columns=["label", "n"])
     models = {d.label: None if d.label == TRAINED else d.units or d.study for d in some}

@@ -28,7 +28,7 @@ def chosen(method: str, defaults: Mapping[str, Settings], given: Mapping[str, ob
         group = functools.reduce(lambda d, k: d.get(k) if isinstance(d, dict) else None, groups, settings)
         if not isinstance(group, dict) or last not in group:
             raise DoriError(f"--{name.replace('_', '-')} is no setting of {method}")
-        group[last] = [value] if isinstance(group[last], tuple) and isinstance(value, str) else value
+        group[last] = value.split(",") if isinstance(group[last], tuple) and isinstance(value, str) else value
     try:
         return TypeAdapter(type(defaults[method])).validate_python(settings)
     except ValidationError as error:

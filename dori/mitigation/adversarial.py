@@ -41,7 +41,7 @@ class Adversarial:
     """
 
     epochs: int = 5
-    search: Attack = field(default_factory=Attack)  # of each round; its `init` is not used, see `inits`
+    search: Attack = field(default_factory=Attack)  # of each round; every look at it is a trigger
     inits: tuple[str, ...] = INITS  # ours: where a search starts, drawn anew for each image and round
     starts: int = 1  # ours: triggers of each image and round, from as many of the `inits`
     at_once: int = 4  # ours: images of a round
@@ -178,16 +178,17 @@ class _Duel:
         )
 
     def against(self, rng: np.random.Generator) -> Batch:
-        """`draws` rows of each trigger of the round: a surrogate of its image, the trigger, fresh noise."""
+        """`draws` rows of each search of the round: a surrogate of the image, a look at random, fresh noise."""
         rows = np.tile(np.arange(len(self.rows)), self.settings.draws)
+        looks = rng.integers(self.triggers.shape[1], size=len(rows)) if self.triggers.shape[1] > 1 else 0
         some = [self.surrogates[self.rows[r]] for r in rows]
         latents = torch.stack([s[int(rng.integers(len(s)))] for s in some])
         noise, t = draw_noise(self.model, len(rows), rng)
-        return Batch(latents.to(noise), self.triggers[rows].to(noise), noise, t)
+        return Batch(latents.to(noise), self.triggers[rows, looks].to(noise), noise, t)
 
     def search(self, number: int) -> tuple[np.ndarray, Tensor]:
-        """`starts` triggers of each image of a round, on the weights of the moment: which image each is of,
-        (n,), and the embeddings, (n, T, D).
+        """`starts` searches for each image of a round, on the weights of the moment: which image each is for,
+        (n,), and the embeddings at its looks, (n, looks, T, D).
 
         All random numbers follow from the seed and the round's number. Raises DoriError if no search is
         finite.
@@ -210,7 +211,7 @@ class _Duel:
         return rows[good], torch.stack([found[k] for k in good])
 
     def _searched(self, rows: np.ndarray, starts: Tensor, seeds: Sequence[int]) -> list[tuple[int, Tensor]]:
-        """Triggers of this process's share of the rows, by place; a search that failed gives no number."""
+        """Looks at this process's share of the searches, by place; one that failed gives no number."""
         places = parallel.mine(range(len(rows)))
         if not places:
             return []
@@ -223,7 +224,8 @@ class _Duel:
         finally:
             for p in trained:
                 p.requires_grad_(True)
-        embeds = found.embeds.detach().masked_fill(found.failed[:, None, None], float("nan")).cpu()
+        embeds = torch.stack(list(found.saved.values()), 1).detach().cpu()
+        embeds[found.failed.cpu()] = float("nan")
         return list(zip(places, embeds, strict=True))
 
     def _start(self, row: int, init: str, seed: int) -> Tensor:
