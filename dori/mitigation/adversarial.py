@@ -178,7 +178,7 @@ class _Duel:
         )
 
     def against(self, rng: np.random.Generator) -> Batch:
-        """`draws` rows of each search of the round: a surrogate of the image, a look at random, fresh noise."""
+        """`draws` rows of each search of the round: a surrogate of the image, a random look, fresh noise."""
         rows = np.tile(np.arange(len(self.rows)), self.settings.draws)
         looks = rng.integers(self.triggers.shape[1], size=len(rows)) if self.triggers.shape[1] > 1 else 0
         some = [self.surrogates[self.rows[r]] for r in rows]
