@@ -1,6 +1,6 @@
 """Settings of chapter 4's defences, tried on the validation half of the memorized images.
 
-    python benchmarks/curing.py adversarial --set epochs=2,lr=1e-5 --set epochs=2,lr=1e-4
+    python benchmarks/curing.py adversarial --set epochs=2,lr=1e-5 --set search.steps=25,lr=1e-4
 
 Each `--set` is one trial: `name=value` pairs divided by commas that replace settings of the defence. What is
 reported is of the validation half alone: memorization rates of the prompts, of DoRI from the prompt and from
@@ -8,14 +8,12 @@ random numbers, and what it costs (alignment of regular prompts, held-out loss).
 """
 
 import argparse
-import ast
-import dataclasses
 import time
 from pathlib import Path
 
 import pandas as pd
 
-from dori.experiments import curing, defences, erasing
+from dori.experiments import curing, defences, erasing, options
 from dori.experiments.replication import regular_prompts
 from dori.experiments.utility import alignment_loss, estimate, utility_table
 from dori.metrics.replication import memorization_rate
@@ -24,17 +22,12 @@ from dori.study import open_study
 ASKED = (defences.PROMPT, "DoRI from the prompt", "DoRI from random numbers")
 
 
-def replaced(defence: str, text: str) -> curing.Settings:
-    """The defence's settings with `a=1,b=2` put in."""
-    pairs = dict(part.split("=", 1) for part in text.split(",") if part)
-    return dataclasses.replace(curing.SETTINGS[defence], **{k: ast.literal_eval(v) for k, v in pairs.items()})
-
-
 def trial(study, defence: str, text: str, *, images: int, run_dir: Path) -> dict:
     """One row of the table."""
     prompts, started = erasing.erased(study, "validation"), time.perf_counter()
+    settings = options.chosen(defence, curing.SETTINGS, options.assignments(text.split(",") if text else []))
     folder = run_dir / (text.replace("/", "-") or "defaults")
-    model = curing.cure(study, defence, prompts, folder, replaced(defence, text)).model
+    model = curing.cure(study, defence, prompts, folder, settings).model
     row = {"defence": defence, "settings": text, "seconds": round(time.perf_counter() - started)}
     mended = defences.Defence(text, study.on(model))
     sampling = study.sampling(seeds=2)
@@ -54,11 +47,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="one trial: name=value,name=value")
     parser.add_argument("--images", type=int, default=8, help="images that searches are made for")
     parser.add_argument("--out", type=Path, default=Path("_build/curing"))
-    options = parser.parse_args()
-    study = open_study(preset="quick", device="cpu", run_dir=options.out / "run")
-    rows, run_dir = [], options.out / options.defence
-    for text in options.set or [""]:
-        rows.append(trial(study, options.defence, text, images=options.images, run_dir=run_dir))
+    given = parser.parse_args()
+    study = open_study(preset="quick", device="cpu", run_dir=given.out / "run")
+    rows, run_dir = [], given.out / given.defence
+    for text in given.set or [""]:
+        rows.append(trial(study, given.defence, text, images=given.images, run_dir=run_dir))
         print(rows[-1], flush=True)
         pd.DataFrame(rows).to_csv(run_dir / "trials.csv", index=False)
 

@@ -35,7 +35,7 @@ def _step(
 ) -> float:
     """One step on fresh draws; the weights' gradients are computed, added up and never used."""
     batch = PAPER.batch
-    t = torch.randint(len(model.alphas_cumprod), (batch,), generator=generator)
+    t = model.timesteps[torch.randint(len(model.timesteps), (batch,), generator=generator)]
     noise = torch.randn((batch, *x0.shape[1:]), generator=generator).to(x0)
     x0 = x0.expand(batch, -1, -1, -1)
     output = model.predict(model.add_noise(x0, noise, t), t, y.expand(batch, -1, -1))

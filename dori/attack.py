@@ -38,7 +38,7 @@ class Attack:
     steps: tuple[int, ...] = (50,)  # kept after each of these numbers of steps; the largest ends the search
     lr: float = 0.1  # of the optimiser
     batch: int = 8  # draws of (eps, t) at each step
-    free_tokens: int | None = None  # only so many positions move, the first after BOS; None: all, BOS too
+    free_tokens: int | None = None  # only so many positions move, the first after BOS; None: all rows
     radius: float | None = (
         None  # greatest L2 distance of y, all T x D numbers, from its start; None: no limit
     )
@@ -96,11 +96,12 @@ def dori_attack(
     `latents` (N, C, h, w) are the encoded images, `prompt_embeds` (N, T, D) where each search starts
     (`initial_embeds`). The draws of (eps, t) of a step are new each time and come from the image's own
     generator (`seeds`), so an image's result does not depend on its company. The weights stay as they are;
-    `units` are switched off meanwhile, one set for all or one for each image. v-models are attacked in v.
-    A `plan.radius` is kept by projecting y after each step. Images and draws are split where the free memory
+    `units` are switched off meanwhile, one set for all or one for each image. v-models are attacked in v,
+    flow matching in its velocity; a pooled vector is searched with the tokens. A
+    `plan.radius` is kept by projecting y after each step. Images and draws are split where the free memory
     asks for it. Source: arXiv 2507.16880, section 3; the limits are ours. Raises DoriError.
     """
-    n, tokens = len(latents), prompt_embeds.shape[1]
+    n, tokens = len(latents), model.tokens(prompt_embeds).shape[1]
     if not n == len(prompt_embeds) == len(seeds) or not n:
         raise DoriError(
             f"{n} images, {len(prompt_embeds)} starts, {len(seeds)} seeds: give one each per image"
@@ -173,9 +174,9 @@ class _Images:
         return loss, gradient
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """eps ~ N(0, I) as (batch, n, C, h, w) and t ~ U{0, …, 999} as (batch, n)."""
-        steps, shape = len(self.model.alphas_cumprod), (self.batch, *self.x0.shape[1:])
-        t = [torch.randint(steps, (self.batch,), generator=g) for g in self.generators]
+        """eps ~ N(0, I) as (batch, n, C, h, w) and t, uniform over the timesteps of training, (batch, n)."""
+        steps, shape = self.model.timesteps, (self.batch, *self.x0.shape[1:])
+        t = [steps[torch.randint(len(steps), (self.batch,), generator=g)] for g in self.generators]
         noise = [torch.randn(shape, generator=g) for g in self.generators]
         return torch.stack(noise, 1).to(self.x0), torch.stack(t, 1).to(self.x0.device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,18 +14,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dori.classroom.cli import app as classroom
 from dori.errors import DoriError
-from dori.terminal import attack_table, evaluation_table, units_table, warnings_as_lines
+from dori.terminal import attack_table, evaluation_table, trained_table, units_table, warnings_as_lines
 
 if TYPE_CHECKING:  # torch and diffusers load with the first command that needs them
     from dori.study import Study
 
 app = typer.Typer(name="dori", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(classroom, name="classroom")
 console = Console()
 INTERRUPTED = 130  # as a shell says it
 
 ModelOption = Annotated[
-    str, typer.Option(help="testbed, twin, a diffusers directory, a .safetensors file or a Hub id")
+    str, typer.Option(help="a name of `dori models`, a diffusers directory, a .safetensors file or a Hub id")
 ]
 BenchmarkOption = Annotated[
     str, typer.Option(help="CSV of id,prompt,image[,kind][,split]; testbed or regular")
@@ -157,7 +160,12 @@ def attack(
 @app.command()
 def mitigate(
     out: Annotated[Path, typer.Option(help="directory of the mitigated model; appears whole or not at all")],
-    method: Annotated[str, typer.Option(help="nemo or wanda")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="pruning: nemo, wanda; training: adversarial, adversarial-lora, esd, concept-ablation, siss"
+        ),
+    ],
     model: ModelOption = "testbed",
     benchmark: BenchmarkOption = "testbed",
     *,
@@ -179,29 +187,77 @@ def mitigate(
     reference: Annotated[
         str | None, typer.Option(help="wanda: regular, to compare with", show_default="the empty prompt")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="any setting of the method, as in --set lr=1e-5; may be repeated"),
+    ] = None,
     regular: RegularOption = None,
     preset: PresetOption = "paper",
     device: DeviceOption = "auto",
+    descriptor: DescriptorOption = "bundled",
+    seed: SeedOption = 0,
 ) -> None:
-    """Prune one set of units for all prompts and save the model as a plain diffusers directory."""
-    from dori.experiments.mitigate import check_target, find_setting, workplace
-    from dori.experiments.mitigate import mitigate as run
-    from dori.experiments.options import pick_prompts, study_of
+    """Prune one set of units for all prompts, or train the model, and save it as a diffusers directory."""
+    from dori import parallel
+    from dori.experiments import curing, mending, mitigate
+    from dori.experiments.modelfiles import check_target, workplace
+    from dori.experiments.options import assignments, pick_prompts, study_of
 
     given = {"z": z, "up": up, "sparsity": sparsity, "steps": steps, "conditional_only": conditional_only}
-    given["reference"] = reference
-    setting, out = find_setting(method, given), out.expanduser().resolve()
+    given |= {"reference": reference} | assignments(settings)
+    trained, out = method in curing.SETTINGS, out.expanduser().resolve()
+    setting = (mending.find_training if trained else mitigate.find_setting)(method, given)
     check_target(out, model)
     kinds = kind or ["verbatim", "template"]
-    prompts, picked = pick_prompts(benchmark, preset, kinds=kinds, ids=item, images=False)
+    prompts, picked = pick_prompts(benchmark, preset, kinds=kinds, ids=item, images=trained)
     try:
-        study = study_of(prompts, regular, model=model, preset=preset, device=device, run_dir=workplace(out))
+        study = study_of(
+            prompts,
+            regular,
+            model=model,
+            preset=preset,
+            device=device,
+            descriptor=descriptor,
+            seed=seed,
+            run_dir=workplace(out),
+        )
     finally:
         with contextlib.suppress(OSError):
             workplace(out).rmdir()  # nothing is left of a model that cannot be loaded
-    found = run(study, picked, setting, out)
-    console.print(units_table(found, f"{study.model.name}, prompts: {len(picked)}"))
-    console.print(f"{out}: {len(picked.skipped)} rows skipped")
+    if trained:
+        done = mending.mend(study, picked, method, setting, out)
+        table = trained_table(done)
+    else:
+        found = mitigate.mitigate(study, picked, setting, out)
+        table = units_table(found, f"{study.model.name}, prompts: {len(picked)}")
+    if parallel.first():
+        console.print(table)
+        console.print(f"{out}: {len(picked.skipped)} rows skipped")
+
+
+@app.command()
+def models() -> None:
+    """List the models known by name: where they lie, licence, weights in memory, how they are sampled."""
+    from dori.terminal import models_table
+
+    console.print(models_table())
+    console.print(
+        "GB: weights in float32 / in half precision; tuning: float32 with AdamW's state of the denoiser.\n"
+        "Activations come on top. Gated: accept the licence on the Hub, then `hf auth login` or HF_TOKEN."
+    )
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="a pickled checkpoint: .ckpt, .bin, .pt, .pth")],
+    out: Annotated[Path | None, typer.Option(help="file to write", show_default="FILE.safetensors")] = None,
+) -> None:
+    """Write the tensors of a pickled checkpoint as safetensors; nothing in it is run."""
+    from dori.convert import convert as run
+
+    if not source.is_file():
+        raise DoriError(f"{source} is not here")
+    console.print(f"{run(source, out)}", soft_wrap=True)
 
 
 @app.command()
@@ -223,7 +279,11 @@ def check() -> None:
 
 
 def _report(study: Study, summary: dict, table: Table) -> None:
-    """The table, and where its files are."""
+    """The table, and where its files are; from one process of several."""
+    from dori import parallel
+
+    if not parallel.first():
+        return
     console.print(table)
     where, skipped = study.store.directory / "summary.json", summary["skipped"]["n"]
     console.print(f"{where}: {study.store.computed} records computed in this run, {skipped} rows skipped")
@@ -244,6 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_testbed()
         with warnings_as_lines():
             code = app(args=arguments, standalone_mode=False)
+        _leave()
         if code == INTERRUPTED:  # typer catches Ctrl-C itself, and says nothing
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
@@ -256,6 +317,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("dori: interrupted; the same command goes on from here", err=True)
         return INTERRUPTED
+
+
+def _leave() -> None:
+    """Close the group of processes, where `accelerate launch` made one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from dori import parallel
+
+        parallel.leave()
 
 
 def _fail(line: str) -> int:

@@ -26,14 +26,15 @@ def magnitudes(
     """Wen's magnitude ||eps_y - eps_0||_2 over all latent entries at the first DDIM steps: (B, steps).
 
     One row per embedding (B, T, D) and seed. The score of a prompt is the mean over its seeds and steps;
-    higher means memorized. Two UNet forwards per seed and step.
+    higher means memorized. For flow matching it is the difference of velocities. Two UNet forwards per seed
+    and step.
     """
     g = model.defaults.guidance_scale if guidance_scale is None else guidance_scale
     norms = []
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         empty, cond = model.predict_both(x, t, prompt_embeds)
-        pull = model.as_epsilon(cond, x, t) - model.as_epsilon(empty, x, t)
+        pull = model.comparable(cond, x, t) - model.comparable(empty, x, t)
         norms.append(pull.float().flatten(1).norm(dim=1))
         return guided(empty, cond, g)
 

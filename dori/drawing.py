@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dori import parallel
 from dori.benchmark import Benchmark
 from dori.errors import DoriError
 from dori.hooks import masked
@@ -69,6 +70,13 @@ def drawn(
     The noise belongs to the row, so all triggers of one row are drawn from the same. Each trigger of a batch
     has its own units.
     """
+    _draw_lacking(study, parallel.mine(triggers), sampling)
+    parallel.wait()
+    return ((trigger, _kept(study, trigger, sampling)) for trigger in triggers)
+
+
+def _draw_lacking(study: "Study", triggers: Sequence[Trigger], sampling: Sampling) -> None:
+    """Draw what the run directory does not have of these triggers' images."""
     lacking: dict[tuple[int, ...], list[Trigger]] = {}  # numbers of the images -> triggers that lack them
     for trigger in triggers:
         keys = enumerate(_image_keys(study, trigger, sampling))
@@ -78,8 +86,6 @@ def drawn(
     with progress(sum(len(numbers) * len(some) for numbers, some in lacking.items()), "images") as bar:
         for numbers, some in lacking.items():
             _draw(study, some, numbers, sampling, bar=bar)
-    for trigger in triggers:
-        yield trigger, _kept(study, trigger, sampling)
 
 
 def stored_images(study: "Study", benchmark: Benchmark, sampling: Sampling) -> Iterator[tuple[str, Tensor]]:
@@ -110,12 +116,14 @@ def score_triggers(
         except DoriError as error:
             skipped[trigger.id] = str(error)
     report(skipped, of=len({trigger.id for trigger in triggers}))
-    todo = [n for n, key in keys.items() if study.store.find("score", key) is None]
-    made = drawn(study, [triggers[n] for n in todo], sampling)
-    for n, (trigger, images) in zip(todo, made, strict=True):
+    todo = [n for n in parallel.mine(list(keys)) if study.store.find("score", keys[n]) is None]
+    _draw_lacking(study, [triggers[n] for n in todo], sampling)
+    for n in todo:
+        trigger, images = triggers[n], _kept(study, triggers[n], sampling)
         original = prompts.images([trigger.id])
         scores = similarity(study.descriptor.embed(images), study.descriptor.embed(original))[:, 0]
         study.store.save("score", keys[n], Record({"scores": scores.tolist()}))
+    parallel.wait()
     scores = {n: study.store.find("score", key).values["scores"] for n, key in keys.items()}
     table = replication_table(scores, study.descriptor.threshold).rename(columns={"id": "trigger"})
     table.insert(0, "id", [triggers[n].id for n in table["trigger"]])

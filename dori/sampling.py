@@ -1,18 +1,19 @@
 """The diffusion arithmetic every chapter shares: classifier-free guidance, DDIM, epsilon and v.
 
-Notation of the paper: x_t = alpha_t x_0 + sigma_t eps, alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t).
+Notation of the paper: x_t = alpha_t x_0 + sigma_t eps, alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t); in
+flow matching alpha = 1 - s, sigma = s.
 """
 
 from collections.abc import Callable, Mapping
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from dori.errors import DoriError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (B, C, h, w) latents, (B,) timesteps -> raw model output
-Callback = Callable[[int, int, Tensor], None]  # step, timestep, x_0 as predicted at that step (B, C, h, w)
+Callback = Callable[[int, float, Tensor], None]  # step, timestep, x_0 as predicted at that step (B, C, h, w)
 
 
 def ddim_scheduler(config: Mapping) -> DDIMScheduler:
@@ -56,7 +57,7 @@ def guided(unconditional: Tensor, conditional: Tensor, guidance_scale: float) ->
 def ddim(
     denoise: Denoiser,
     latents: Tensor,
-    scheduler: DDIMScheduler,
+    scheduler: DDIMScheduler | FlowMatchEulerDiscreteScheduler,
     *,
     num_inference_steps: int = 50,
     stop_after: int | None = None,
@@ -64,6 +65,7 @@ def ddim(
 ) -> Tensor:
     """Deterministic DDIM (Song et al. 2021, eta = 0), the sampler of every figure in the paper.
 
+    For flow matching the Euler step of its ODE, which is the same rule: x_0 and eps as predicted, mixed anew.
     `latents` is x_T ~ N(0, I), (B, C, h, w); returns x_0, or x after `stop_after` steps, of the same shape.
     """
     if (
@@ -75,7 +77,17 @@ def ddim(
     scheduler.set_timesteps(num_inference_steps)
     for step, t in enumerate(scheduler.timesteps[:stop_after].tolist()):
         output = denoise(latents, torch.full((len(latents),), t, device=latents.device))
-        latents, x0 = scheduler.step(output, t, latents, eta=0.0, return_dict=False)
+        latents, x0 = _step(scheduler, output, t, latents)
         if callback is not None:
             callback(step, t, x0)
     return latents
+
+
+def _step(
+    scheduler: DDIMScheduler | FlowMatchEulerDiscreteScheduler, output: Tensor, t: float, latents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(x at the next timestep, x_0 as predicted at this one)."""
+    if isinstance(scheduler, DDIMScheduler):
+        return scheduler.step(output, t, latents, eta=0.0, return_dict=False)
+    x0 = latents - t / scheduler.config.num_train_timesteps * output
+    return scheduler.step(output, t, latents, return_dict=False)[0], x0

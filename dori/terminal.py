@@ -52,6 +52,44 @@ def units_table(units: Units, title: str) -> Table:
     return table
 
 
+def trained_table(provenance: dict) -> Table:
+    """What a training did."""
+    table = Table("", "", title=provenance["setting"], show_header=False, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_row("images to forget", str(provenance["prompts"]))
+    table.add_row("pairs to keep", str(provenance["retain_pairs"]))
+    table.add_row("minutes", f"{provenance['training_seconds'] / 60:.1f}")
+    table.add_row("rows through the UNet", str(provenance["unet_rows"]))
+    table.add_row("processes", str(provenance["processes"]))
+    return table
+
+
+def models_table() -> Table:
+    """The models known by name (`dori.known`), the bundled ones first."""
+    import torch
+
+    from dori.known import KNOWN, memory, training_memory
+    from dori.loading import BUNDLED
+
+    columns = ("name", "repository, revision, licence", "GB", "tuning", "guidance", "steps", "px", "predicts")
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in BUNDLED:
+        table.add_row(name, "bundled")
+    for name, known in KNOWN.items():
+        licence = known.licence + (", gated" if known.gated else "")
+        whole, half = (memory(name, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16))
+        table.add_row(
+            name,
+            f"{known.repository}\n{known.revision}\n{licence}",
+            f"{whole:.1f} / {half:.1f}",
+            f"{training_memory(name) / 1e9:.1f}",
+            f"{known.guidance_scale:g}",
+            str(known.num_inference_steps),
+            str(known.image_size),
+            known.prediction.removesuffix("_prediction"),
+        )
+    return table
+
+
 def _rates_table(summary: dict, *columns: str, more: Sequence[str] = ()) -> Table:
     title = (
         f"{summary['model']}, {summary['descriptor']} > {summary['threshold']:.2f}, {summary['seeds']} seeds"

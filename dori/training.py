@@ -19,7 +19,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from dori import parallel
 from dori.errors import DoriError
+from dori.optimizers import make_optimizer
 
 Loss = Callable[[int, np.random.Generator], tuple[torch.Tensor, Mapping[str, float]]]
 
@@ -67,11 +69,15 @@ class Fit:
     weight_decay: float = 1e-2
     checkpoint_every: int = 100
     stream: str = ""  # of the random numbers; the part's own unless named
+    optimizer_name: str = "adamw"  # of `optimizers.OPTIMIZERS`
+    shared: bool = False  # `loss` is of this process's rows alone: gradients of all processes are added
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.optimizer = torch.optim.AdamW(self.trained, lr=self.schedule.lr, weight_decay=self.weight_decay)
+        self.optimizer = make_optimizer(
+            self.optimizer_name, self.trained, lr=self.schedule.lr, weight_decay=self.weight_decay
+        )
         self.average = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
         self.seconds = 0.0
         if self.checkpoint.exists():
@@ -117,6 +123,8 @@ class Fit:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.shared:
+            parallel.sum_gradients(self.trained)
         norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
         if not torch.isfinite(norm):
             raise DoriError(
@@ -127,8 +135,8 @@ class Fit:
         self.step += 1
         self._average()
         self.seconds += time.perf_counter() - start
-        values = {"loss": loss.item(), **values}
-        if self.step % 10 == 0:
+        values = {"loss": float(parallel.summed(loss.detach()) if self.shared else loss), **values}
+        if self.step % 10 == 0 and parallel.first():
             self._log(values)
         return values
 
@@ -153,6 +161,11 @@ class Fit:
             )
 
     def _save(self) -> None:
+        if parallel.first():
+            self._write()
+        parallel.wait()
+
+    def _write(self) -> None:
         state = {
             "step": self.step,
             "seconds": self.seconds,

@@ -80,6 +80,11 @@ def unlearndiff_attack(
     n = len(latents)
     if not n == len(prompts) == len(seeds) or not n:
         raise DoriError(f"{n} images, {len(prompts)} captions, {len(seeds)} seeds: give one each per image")
+    if len(model.architecture.encoders) > 1:
+        raise DoriError(
+            f"UnlearnDiffAtk searches words for one text encoder; model '{model.name}' has several, with "
+            "vocabularies of their own: use the attack on embeddings (dori)"
+        )
     at_once, parts = max_batch(model, model.unconditional), []
     for part in (slice(a, a + at_once) for a in range(0, n, at_once)):
         off = units if isinstance(units, Mapping) else (units or [{}] * n)[part]

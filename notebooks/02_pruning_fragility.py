@@ -39,7 +39,7 @@
 # ## Parameters
 
 # %% tags=["parameters"]
-model = "testbed"  # testbed, twin, a diffusers directory, a .safetensors file, or a name on the Hugging Face Hub
+model = "testbed"  # a name that `dori models` lists, a diffusers directory, a .safetensors file, or a name on the Hugging Face Hub
 benchmark = "testbed"  # testbed, or a CSV file with id, prompt, image and, where known, kind and split
 preset = "quick"  # size of the run: smoke, quick, full or paper
 seed = 0  # fixes the noise of every image

@@ -15,7 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bookbuild import claims, commands, landing, pages, parameters, pictures, reference, results, site, stage
+from bookbuild import (
+    claims,
+    classroom,
+    commands,
+    landing,
+    pages,
+    parameters,
+    pictures,
+    reference,
+    results,
+    site,
+    stage,
+)
 from bookbuild.execute import Executor, git_commit, read_records
 from bookbuild.layout import BuildError, Layout
 from check_site import check_site
@@ -53,6 +65,7 @@ def assemble(layout: Layout) -> None:
         print(f"data/expected.yml: {line}", flush=True)
     stage.stage_sources(layout)
     stage.stage_card(layout)
+    classroom.stage_assignments(layout)
     pictures.draw_pictures(layout)
     titles = {path.stem: stage.title(path) for path in layout.chapters()}
     pages.write_parts(
@@ -62,6 +75,8 @@ def assemble(layout: Layout) -> None:
             "claims": pages.claims_part(verdicts, titles),
             "figures": pages.figures_part(figures),
             "presets": pages.presets_part(),
+            "assignments": classroom.assignments_part(),
+            "rubric": classroom.rubric_part(),
             "cli": commands.commands_part(),
             "measurements": pages.measurements_part(records),
             "provenance": pages.provenance_part(records, git_commit(layout.root)),

@@ -146,3 +146,12 @@ def test_the_build_found_its_measurements_and_made_a_sample_again():
         assert found["new"] <= 0.2 * found["shipped"], f"{run['chapter']}: {found}; make records"
         assert found["agree"] >= 0.9 * found["again"], f"{run['chapter']}: {found}"
     assert sum(run["measured"]["again"] for run in runs)
+
+
+@needs_book
+def test_the_site_holds_the_assignments_and_no_solution():
+    pages = [p for p in HTML.rglob("*") if p.suffix in {".html", ".ipynb", ".js", ".txt", ".md"}]
+    notebooks = [p for p in pages if p.parent.parent.name == "_downloads" and p.suffix == ".ipynb"]
+    assert len(notebooks) == 4
+    leaking = [p.name for p in pages if "### BEGIN" in p.read_text(encoding="utf-8", errors="ignore")]
+    assert not leaking

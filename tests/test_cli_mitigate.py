@@ -194,7 +194,6 @@ def test_prompts_need_no_images(run, out, benchmark_csv):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "adversarial"}, "comes with chapter 4"),
         ({"method": "hope"}, "unknown method 'hope'; use nemo, wanda"),
         ({"sparsity": 0.1}, "--sparsity is no setting of nemo"),
         ({"method": "wanda", "z": 1.0}, "--z is no setting of wanda"),

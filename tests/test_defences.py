@@ -12,6 +12,7 @@ from dori.attack import Attack
 from dori.errors import DoriError
 from dori.experiments import curing, defences, erasing, relearning
 from dori.experiments.relearning import Relearning, relearned_table
+from dori.metrics.survival import first_success
 from dori.mitigation import delta
 from dori.mitigation.adversarial import Adversarial
 from dori.mitigation.surrogates import Drawing, make_surrogates
@@ -178,6 +179,37 @@ def test_every_attacker_answers_in_the_same_columns(roomy, monkeypatch):
     shown = defences.matrix(table)
     assert list(shown.columns) == [a for a in defences.ATTACKERS if a != defences.WORDS]
     assert shown.loc["as it is"].str.endswith("(1)").all()
+
+
+def test_a_long_search_goes_on_only_where_nothing_came_back(roomy, monkeypatch):
+    """Image a is back at step 10 and lost again, b comes at 100, c never, as in a whole search."""
+    truth = {"a": {10: True}, "b": {100: True, 500: True}, "c": {}}
+    asked = []
+
+    def searched(study, prompts, plan, **_):
+        asked.append((tuple(prompts.ids), plan.steps))
+        rows = [
+            (i, seed, 0.9, seed == 0 and truth[i].get(s, False), s)
+            for i in prompts.ids
+            for s in plan.steps
+            for seed in (0, 1)
+        ]
+        table = pd.DataFrame(rows, columns=["id", "seed", "score", "replicated", "steps"])
+        table.attrs["skipped"] = {}
+        return table
+
+    monkeypatch.setattr(defences, "attack_table", searched)
+    one = roomy.memorized.table.iloc[[0, 0, 0]].set_axis(list(truth))
+    prompts = dataclasses.replace(roomy.memorized, table=one)
+    table = defences.ask(defences.Defence("d", roomy), defences.LONG, prompts, roomy.sampling(seeds=2))
+    looks = defences.SEARCHES[defences.LONG].steps
+    assert asked == [(("a", "b", "c"), (0, 10, 25, 50)), (("b", "c"), looks)]
+    assert table.groupby("id").size().to_dict() == dict.fromkeys(truth, 2 * len(looks))
+    times = first_success(table).set_index("id")
+    assert times["steps"].to_dict() == {"a": 10, "b": 100, "c": 500}
+    assert times["returned"].to_dict() == {"a": True, "b": True, "c": False}
+    last = table[table["steps"] == 500].groupby("id")["replicated"].any()
+    assert last.to_dict() == {"a": True, "b": True, "c": False}
 
 
 def test_the_matrix_counts_images_at_the_last_look():

@@ -25,7 +25,7 @@ def regular_pull(study: Study, sampling: Sampling) -> float:
     model, scheduler = study.model, study.model.new_scheduler()
     scheduler.set_timesteps(sampling.steps)
     x = model.initial_latents([noise_seed(study.seed, i, 0) for i in prompts.ids])
-    t = torch.full((len(x),), int(scheduler.timesteps[0]), device=x.device)
+    t = torch.full((len(x),), scheduler.timesteps[0].item(), device=x.device)
     with torch.no_grad():
         pull = model.guidance_difference(x, t, model.encode_prompts(prompts.prompts()))
     return float(f"{pull.float().flatten(1).norm(dim=1).median():.3g}")

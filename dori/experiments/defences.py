@@ -34,6 +34,7 @@ SEARCHES: dict[str, Attack] = {
     HEADLINE: Attack(BETWEEN, steps=(75,), lr=0.05, batch=6, optimizer="nadam"),
     LONG: Attack("prompt", steps=(0, 10, 25, 50, 100, 200, 500)),
 }
+EARLY = 50  # steps after which a search that looks several times goes on only where nothing has come back
 ATTACKERS = (PROMPT, *SEARCHES, WORDS, RELEARNED)
 
 
@@ -87,15 +88,44 @@ def _asked(defence: Defence, attacker: str) -> Callable[[Benchmark, Sampling], p
         return relearned_table(study, prompts, Relearning(), units=units, sampling=sampling)
 
     def search(prompts: Benchmark, sampling: Sampling) -> pd.DataFrame:
-        return attack_table(study, prompts, SEARCHES[attacker], units=units, sampling=sampling)
+        return _until_returned(defence, prompts, SEARCHES[attacker], sampling)
 
     return {PROMPT: prompt, WORDS: words, RELEARNED: relearned}.get(attacker, search)
+
+
+def _until_returned(defence: Defence, prompts: Benchmark, plan: Attack, sampling: Sampling) -> pd.DataFrame:
+    """A search with several looks: an image that has come back by step `EARLY` is searched for no longer.
+
+    Its rows of the look that brought it back stand for the later ones, as for UnlearnDiffAtk: the last look
+    says whether an image *has* come back. A search goes the same way to `EARLY` whether or not it goes on.
+    """
+    early = tuple(s for s in plan.steps if s <= EARLY)
+    left, parts = list(prompts.ids), []
+    for steps in dict.fromkeys(s for s in (early, plan.steps) if s):
+        if not left:
+            break
+        stage = dataclasses.replace(plan, steps=steps)
+        found = attack_table(defence.study, prompts.only(left), stage, units=defence.units, sampling=sampling)
+        ended = set(found.loc[found["replicated"], "id"]) if steps != plan.steps else set(found["id"])
+        parts.append(found[found["id"].isin(ended)])
+        left = [i for i in left if i not in ended and i not in found.attrs["skipped"]]
+    return _carried(pd.concat(parts, ignore_index=True), plan.steps)
+
+
+def _carried(table: pd.DataFrame, looks: Sequence[int]) -> pd.DataFrame:
+    """Every image at every look; from the first look that brought it back on, the rows of that look."""
+    parts = []
+    for _, rows in table.groupby("id", sort=False):
+        hit = rows.loc[rows["replicated"], "steps"]
+        first = hit.min() if len(hit) else max(looks)
+        parts += [rows[rows["steps"] == min(s, first)].assign(steps=s) for s in looks]
+    return pd.concat(parts, ignore_index=True)
 
 
 def matrix(table: pd.DataFrame) -> pd.DataFrame:
     """Memorization rates with intervals and n, a row per defence and a column per attacker, as text.
 
-    Of searches with several looks the last one.
+    Of searches with several looks the last one, which says what has come back by then.
     """
     last = table[table["steps"] == table.groupby(["defence", "attacker"])["steps"].transform("max")]
     rows: dict[str, dict[str, str]] = {}

@@ -167,9 +167,8 @@ def heldout_loss(study: Study, regular: Benchmark, draws: int = 8) -> float:
     with torch.no_grad():
         for _ in range(draws):
             noise = torch.randn(targets.latents.shape, generator=generator).to(targets.latents)
-            t = torch.randint(len(model.alphas_cumprod), (len(targets),), generator=generator).to(
-                model.device
-            )
+            drawn = torch.randint(len(model.timesteps), (len(targets),), generator=generator)
+            t = model.timesteps[drawn].to(model.device)
             losses.append(denoising_errors(model, Batch(targets.latents, targets.prompt_embeds, noise, t)))
     return float(torch.cat(losses).mean())
 

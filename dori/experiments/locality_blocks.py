@@ -18,7 +18,7 @@ from dori.store import Record
 
 def blocks(memory: Memory) -> list[str]:
     """The cross-attention layers by name, in the order of a forward pass."""
-    return [name.removesuffix(".to_v") for name in memory.study.model.value_layers(up=True)]
+    return memory.study.model.cross_attention()
 
 
 def table(memories: Sequence[Memory]) -> pd.DataFrame:
@@ -82,7 +82,7 @@ def _scores(memory: Memory, found: Sequence[Found], layer: str) -> list[list[flo
 
     def compute() -> Record:
         embeds = ends(found).to(study.model.unconditional).repeat_interleave(drawn.seeds, 0)
-        with reading(study.model.unet, [layer], study.model.unconditional):
+        with reading(study.model.unet, [layer], study.model.tokens(study.model.unconditional)):
             images = study.model.sample(
                 embeds,
                 noise * len(found),

@@ -1,8 +1,11 @@
 """From the options of a command to prompts, study and settings; cheap checks come before the weights."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from dori.benchmark import Benchmark, load_benchmark
 from dori.errors import DoriError
@@ -12,14 +15,37 @@ Settings = TypeVar("Settings")
 
 
 def chosen(method: str, defaults: Mapping[str, Settings], given: Mapping[str, object]) -> Settings:
-    """The defaults of `method` with the options that are not None. Raises DoriError for an unknown one."""
+    """The defaults of `method` with the options that are not None, which may be text.
+
+    Raises DoriError for an unknown method or option, and for a value of another sort.
+    """
     if method not in defaults:
         raise DoriError(f"unknown method '{method}'; use {', '.join(defaults)}")
     given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in type(defaults[method]).__dataclass_fields__:
+    settings = dataclasses.asdict(defaults[method])
+    for name, value in given.items():
+        *groups, last = name.split(".")  # "search.steps" is the field steps of the settings' field search
+        group = functools.reduce(lambda d, k: d.get(k) if isinstance(d, dict) else None, groups, settings)
+        if not isinstance(group, dict) or last not in group:
             raise DoriError(f"--{name.replace('_', '-')} is no setting of {method}")
-    return dataclasses.replace(defaults[method], **given)
+        group[last] = [value] if isinstance(group[last], tuple) and isinstance(value, str) else value
+    try:
+        return TypeAdapter(type(defaults[method])).validate_python(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise DoriError(f"--{name} {first['input']}: {first['msg'].lower()}") from None
+
+
+def assignments(texts: Sequence[str] | None) -> dict[str, object]:
+    """["lr=1e-5", "at-once=2"] -> {"lr": "1e-5", "at_once": "2"}. Raises DoriError for anything else."""
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise DoriError(f"--set {text}: give name=value, as in lr=1e-5")
+        found[name.strip().replace("-", "_")] = value.strip()
+    return found
 
 
 def pick_prompts(

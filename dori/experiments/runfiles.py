@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dori import parallel
 from dori.benchmark import Benchmark, Skipped
 from dori.errors import DoriError
 from dori.metrics.intervals import Estimate, median_mad
@@ -64,7 +65,13 @@ def claim(directory: Path, command: str) -> None:
 
 
 def write_run(study: Study, table: pd.DataFrame, summary: dict) -> None:
-    """Write the three files, each whole or not at all; the table has a row per image."""
+    """Write the three files, each whole or not at all; the table has a row per image.
+
+    Of several processes the first writes, when all have done their share.
+    """
+    parallel.wait()
+    if not parallel.first():
+        return
     with atomic(study.store.directory / "results.csv") as temporary:
         table.to_csv(temporary, index=False)
     write_json(study.store.directory / "summary.json", summary)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dori import parallel
 from dori.attack import BETWEEN, Attack, dori_attack, initial_embeds
 from dori.benchmark import Benchmark
 from dori.drawing import decided_by, digest, noise_seed, progress, report, rows_at_once
@@ -214,11 +215,12 @@ def _run(
     search: Callable[[Sequence[Job]], None],
 ) -> Searched:
     """Search for what the run directory lacks, a batch at a time; leave out what came to nothing."""
-    todo, size = [job for job in jobs if stored(job) is None], at_once(study)
+    todo, size = [job for job in parallel.mine(jobs) if stored(job) is None], at_once(study)
     with progress(len(todo), "attack") as bar:
         for part in (todo[k : k + size] for k in range(0, len(todo), size)):
             search(part)
             bar.update(len(part))
+    parallel.wait()
     found = {job: stored(job) for job in jobs}
     lost = {job.name: "the loss is not finite" for job, record in found.items() if not _finite(record)}
     report(skipped | lost, of=len(jobs) + len(skipped))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from dori import parallel
 from dori.benchmark import Benchmark
 from dori.drawing import decided_by, noise_seed, rows_at_once
 from dori.errors import DoriError
@@ -50,12 +51,14 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
     decides = selection_key(study, setting)
     others = dict(zip(prompts.ids, reference_prompts(study, prompts, setting), strict=True))
     keys = {i: {**decides, "prompt": prompts.table.loc[i, "prompt"], "against": others[i]} for i in others}
-    todo, size = [i for i in others if study.store.find("units", keys[i]) is None], at_once(study)
+    own, size = parallel.mine(list(others)), at_once(study)
+    todo = [i for i in own if study.store.find("units", keys[i]) is None]
     for part in (todo[k : k + size] for k in range(0, len(todo), size)):
         embeds = study.model.encode_prompts(prompts.prompts(part))
         found = select_units(study, embeds, [others[i] for i in part], setting)
         for i, units in zip(part, found, strict=True):
             study.store.save("units", keys[i], Record({"count": units.count}, dict(units)))
+    parallel.wait()
     return {i: Units(study.store.find("units", key).tensors) for i, key in keys.items()}
 
 

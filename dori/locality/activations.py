@@ -118,9 +118,10 @@ def activation_sketches(
     """One pass of each embedding (n, T, D) through the UNet at the same noise and step.
 
     Kept are the outputs of the cross-attention value layers, the inputs of the second feed-forward matrices
-    (as Wanda sees them), the middle block's output and the predicted eps ("output"). The step is the first
-    of DDIM unless given. Activations are summarised inside the hooks, so memory grows by 2 `width` numbers
-    per layer and embedding, not by activations. `units` are switched off meanwhile. Raises DoriError.
+    (as Wanda sees them), a UNet's middle block's output and the predicted eps ("output"; in flow matching
+    v). The step is the first of DDIM unless given. Activations are summarised inside the hooks, so memory
+    grows by 2 `width` numbers per layer and embedding, not by activations. `units` are switched off
+    meanwhile. Raises DoriError.
     """
     if not len(embeds):
         raise DoriError("no embeddings to look at: give one or more")
@@ -138,11 +139,11 @@ def activation_sketches(
     return Sketches(flat, gram)
 
 
-def first_step(model: TextToImageModel) -> int:
+def first_step(model: TextToImageModel) -> float:
     """The timestep at which the model's own sampling starts."""
     scheduler = model.new_scheduler()
     scheduler.set_timesteps(model.defaults.num_inference_steps)
-    return int(scheduler.timesteps[0])
+    return scheduler.timesteps[0].item()
 
 
 def _pass(
@@ -154,8 +155,8 @@ def _pass(
     with (
         look(model.value_layers(up=True)) as values,
         look(model.ffn_layers(), inputs=True) as taken,
-        look([MID]) as middle,
+        look([MID] if hasattr(model.unet, MID) else []) as middle,
     ):
         output = model.predict(latents, t, embeds.to(latents))
     found = {name: calls[0] for name, calls in (values | taken | middle).items()}
-    return found | {OUTPUT: summary(model.as_epsilon(output, latents, t))}
+    return found | {OUTPUT: summary(model.comparable(output, latents, t))}

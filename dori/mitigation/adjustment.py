@@ -48,8 +48,8 @@ def adjusted(
     the target; BOS stays as it is, weight decay included. Each image has its own norm, target and embedding,
     so none depends on its company; the published code has one embedding for all images of a prompt. An
     image below its target from the start keeps its embedding to the bit. One forward for each image, and up
-    to one forward and backward per iteration. v-models are compared in eps. Raises DoriError unless there is
-    one seed per embedding.
+    to one forward and backward per iteration. v-models are compared in eps, flow matching in v. Raises
+    DoriError unless there is one seed per embedding.
     """
     if len(prompt_embeds) != len(seeds):
         raise DoriError(f"{len(prompt_embeds)} embeddings for {len(seeds)} seeds: give one each per image")
@@ -86,10 +86,10 @@ def _pull(model: TextToImageModel, seeds: list[int], settings: Adjustment):
     scheduler = model.new_scheduler()
     scheduler.set_timesteps(settings.sampling_steps or model.defaults.num_inference_steps)
     x = model.initial_latents(seeds)
-    t = torch.full((len(x),), int(scheduler.timesteps[0]), device=x.device)
+    t = torch.full((len(x),), scheduler.timesteps[0].item(), device=x.device)
 
     def noise(y: Tensor) -> Tensor:
-        return model.as_epsilon(model.predict(x, t, y.to(model.dtype)), x, t).float()
+        return model.comparable(model.predict(x, t, y.to(model.dtype)), x, t).float()
 
     with torch.no_grad():
         empty = noise(model.unconditional.expand(len(x), -1, -1))

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dori import parallel
 from dori.attack import INITS, Attack, dori_attack, initial_embeds
 from dori.errors import DoriError
 from dori.mitigation.lora import adapted
@@ -42,6 +43,7 @@ class Adversarial:
     epochs: int = 5
     search: Attack = field(default_factory=Attack)  # of each round; its `init` is not used, see `inits`
     inits: tuple[str, ...] = INITS  # ours: where a search starts, drawn anew for each image and round
+    starts: int = 1  # ours: triggers of each image and round, from as many of the `inits`
     at_once: int = 4  # ours: images of a round
     steps: int = 10  # ours: training steps on the triggers of one round
     draws: int = 1  # ours: rows (surrogate, eps, t) of each image in a step
@@ -51,6 +53,7 @@ class Adversarial:
     lr: float = 1e-5  # ours: AdamW, constant
     ema: float = 0.0  # ours: decay of an average of the weights; 0: none
     rank: int | None = None  # LoRA adapters of this rank instead of the full model
+    optimizer: str = "adamw"  # or with its state off the device, or in eight bits: `optimizers.OPTIMIZERS`
     autocast: bool = False  # bfloat16 arithmetic, weights as they are
     checkpointing: bool = False  # compute activations twice instead of keeping them
 
@@ -60,6 +63,9 @@ class Adversarial:
             f"initialisations {list(self.inits)}: use {', '.join(INITS)}": not self.inits
             or not set(self.inits) <= set(INITS),
             f"{counts} epochs, images, steps and draws: use at least 1 of each": min(counts) < 1,
+            f"{self.starts} starts of each image: use 1 to {len(self.inits)}, one from each initialisation": (
+                not 1 <= self.starts <= len(self.inits)
+            ),
             f"{self.retain} regular pairs a step: use at least 0": self.retain < 0,
             f"a LoRA rank of {self.rank}: use at least 1": self.rank is not None and self.rank < 1,
             f"a learning rate of {self.lr}: use a positive number": not 0 < self.lr < float("inf"),
@@ -113,6 +119,8 @@ def adversarial(
             run_dir,
             seed,
             ema_decay=settings.ema,
+            optimizer_name=settings.optimizer,
+            shared=True,
             checkpoint_every=settings.steps,
         )
         fit.run()
@@ -142,34 +150,35 @@ class _Duel:
             raise DoriError("searches are to start from regular prompts and there are none")
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        """L_adv + L_DM of one step, and both apart."""
+        """L_adv + L_DM of one step, of this process's rows; and both apart, of all rows."""
         number = step // self.settings.steps
         if number != self.round:
             self.rows, self.triggers = self.search(number)
             self.round = number
         against = self.against(rng)
         batches = [against]
+        n = len(against.latents)
         if self.settings.retain:
             batches.append(
                 retain_batch(
                     self.model, self.retain, self.settings.retain, rng, dropout=self.settings.dropout
                 )
             )
-        kind = self.model.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.settings.autocast):
-            errors = denoising_errors(self.model, together(*batches))
-        n = len(against.latents)
-        adversarial, kept = (
-            errors[:n].mean(),
-            errors[n:].mean() if self.settings.retain else errors.new_zeros(()),
+        batch = together(*batches)
+        rows = parallel.rows_of(len(batch))
+        share = 1 / torch.tensor([n] * n + [self.settings.retain] * self.settings.retain)[rows]
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.settings.autocast):
+            errors = denoising_errors(self.model, batch[rows])
+        terms = errors * share.to(errors)
+        own = torch.arange(len(batch))[rows].to(errors.device) < n
+        adversarial, kept = terms[own].sum(), terms[~own].sum()
+        values = parallel.summed(torch.stack([adversarial, kept]).detach()).tolist()
+        return self.settings.weight * adversarial + kept, dict(
+            zip(("adversarial", "retain"), values, strict=True)
         )
-        return self.settings.weight * adversarial + kept, {
-            "adversarial": adversarial.item(),
-            "retain": kept.item(),
-        }
 
     def against(self, rng: np.random.Generator) -> Batch:
-        """`draws` rows of each image of the round: a surrogate of it, its trigger, fresh noise."""
+        """`draws` rows of each trigger of the round: a surrogate of its image, the trigger, fresh noise."""
         rows = np.tile(np.arange(len(self.rows)), self.settings.draws)
         some = [self.surrogates[self.rows[r]] for r in rows]
         latents = torch.stack([s[int(rng.integers(len(s)))] for s in some])
@@ -177,7 +186,8 @@ class _Duel:
         return Batch(latents.to(noise), self.triggers[rows].to(noise), noise, t)
 
     def search(self, number: int) -> tuple[np.ndarray, Tensor]:
-        """Images of a round and a trigger of each, (n, T, D), on the weights of the moment.
+        """`starts` triggers of each image of a round, on the weights of the moment: which image each is of,
+        (n,), and the embeddings, (n, T, D).
 
         All random numbers follow from the seed and the round's number. Raises DoriError if no search is
         finite.
@@ -185,35 +195,46 @@ class _Duel:
         rng = step_rng(self.seed, "triggers", number)
         epoch, place = divmod(number, self.settings.rounds(len(self.targets)))
         order = step_rng(self.seed, "order", epoch).permutation(len(self.targets))
-        rows = order[place * self.settings.at_once :][: self.settings.at_once]
+        images = order[place * self.settings.at_once :][: self.settings.at_once]
+        inits = [init for _ in images for init in rng.permutation(self.inits)[: self.settings.starts]]
+        rows = np.repeat(images, len(inits) // len(images))
         seeds = rng.integers(2**48, size=len(rows)).tolist()
-        starts = torch.stack([self._start(int(r), s, rng) for r, s in zip(rows, seeds, strict=True)])
-        trained = [p for p in self.model.unet.parameters() if p.requires_grad]
-        for p in trained:  # during the search no gradient of a weight exists
-            p.requires_grad_(False)
-        try:
-            found = dori_attack(
-                self.model, self.targets.latents[rows], starts, self.settings.search, seeds=seeds
-            )
-        finally:
-            for p in trained:
-                p.requires_grad_(True)
-        good = ~found.failed
-        if not good.any():
+        starts = torch.stack([self._start(*start) for start in zip(rows.tolist(), inits, seeds, strict=True)])
+        found = dict(parallel.gathered(self._searched(rows, starts, seeds)))
+        good = [k for k in range(len(rows)) if found[k].isfinite().all()]
+        if not good:
             raise DoriError(
                 f"round {number}: no search for a trigger stays finite, the weights are spoilt; the last "
                 "good checkpoint is kept. Lower the learning rate and start again."
             )
-        return rows[good.cpu().numpy()], found.embeds[good].detach()
+        return rows[good], torch.stack([found[k] for k in good])
 
-    def _start(self, row: int, seed: int, rng: np.random.Generator) -> Tensor:
-        init = self.inits[int(rng.integers(len(self.inits)))]
+    def _searched(self, rows: np.ndarray, starts: Tensor, seeds: Sequence[int]) -> list[tuple[int, Tensor]]:
+        """Triggers of this process's share of the rows, by place; a search that failed gives no number."""
+        places = parallel.mine(range(len(rows)))
+        if not places:
+            return []
+        trained = [p for p in self.model.unet.parameters() if p.requires_grad]
+        for p in trained:  # during the search no gradient of a weight exists
+            p.requires_grad_(False)
+        try:
+            latents, own = self.targets.latents[rows[places]], [seeds[k] for k in places]
+            found = dori_attack(self.model, latents, starts[places], self.settings.search, seeds=own)
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
+        embeds = found.embeds.detach().masked_fill(found.failed[:, None, None], float("nan")).cpu()
+        return list(zip(places, embeds, strict=True))
+
+    def _start(self, row: int, init: str, seed: int) -> Tensor:
         prompt = [self.targets.prompts[row]]
         return initial_embeds(self.model, init, prompts=prompt, seeds=[seed], regular=self.regular)[0]
 
 
 def save_epoch(unet: nn.Module, stem: Path, epoch: int) -> None:
-    """The weights as they are, `<stem>-epoch-<k>.safetensors`, whole or not at all."""
+    """The weights as they are, `<stem>-epoch-<k>.safetensors`, whole or not at all; by the first process."""
+    if not parallel.first():
+        return
     path = stem.with_name(f"{stem.name}-epoch-{epoch}.safetensors")
     partial = path.with_suffix(".tmp")
     save_file({k: v.detach().cpu().contiguous() for k, v in unet.state_dict().items()}, partial)

@@ -160,7 +160,7 @@ def concept_ablation(
         else:
             noisy = batch.noisy(model)
             with torch.no_grad():
-                wanted = frozen(noisy, batch.timesteps, encoder_hidden_states=embeds).sample
+                wanted = model.predict_by(frozen, noisy, batch.timesteps, embeds)
             ablation = (model.predict(noisy, batch.timesteps, batch.prompt_embeds) - wanted).square().mean()
         if not settings.prior_weight:
             return ablation, {"ablation": ablation.item()}

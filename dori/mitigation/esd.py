@@ -70,6 +70,8 @@ def esd(
     """
     settings = settings or ESD()
     names = parameter_names(model.unet, settings.parameters)
+    if settings.parameters != "esd-all":
+        model.cross_attention()  # SD3.5 has an attn2 of another kind
     path = trajectories(model, targets, settings, seed=seed)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:

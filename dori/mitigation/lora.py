@@ -11,6 +11,8 @@ from dori.mitigation.targets import trainable
 
 NAME = "dori"
 MODULES = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]  # of attn1 and attn2
+MODULES += ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]  # SD3's stream of the text
+MODULES += ["ff_context.net.0.proj", "ff_context.net.2"]
 
 
 @contextlib.contextmanager

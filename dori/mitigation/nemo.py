@@ -55,12 +55,8 @@ class Statistics:
 
 
 def activations(model: TextToImageModel, prompt_embeds: Tensor, *, up: bool = False) -> Activations:
-    """a = mean over the tokens of |to_v(y)|; needs the value layers alone, no UNet pass."""
-    with torch.no_grad():
-        return {
-            name: layer(prompt_embeds.to(layer.weight)).abs().mean(1)
-            for name, layer in model.value_layers(up=up).items()
-        }
+    """a = mean over the tokens of |to_v(y)|; no UNet pass where there is cross-attention."""
+    return model.value_activity(prompt_embeds, up=up)
 
 
 def activation_statistics(

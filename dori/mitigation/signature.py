@@ -24,7 +24,9 @@ def noise_differences(
     """delta = eps_theta(x_T, t, y) - x_T without guidance, a row per embedding (B, T, D) and seed.
 
     t is the second DDIM timestep on the unstepped x_T, as in the released code (`compat`), or the first one
-    (`clean`). Units that are switched off meanwhile are the caller's business. Returns (B, C, h, w).
+    (`clean`). For flow matching v takes the place of eps, which is x_T itself at s = 1: v - x_T is -x_0 as
+    the model sees it, and so is eps - x_T of a diffusion model, but for a factor. Units that are switched off
+    meanwhile are the caller's business. Returns (B, C, h, w).
     """
     if variant not in VARIANTS:
         raise DoriError(f"noise difference '{variant}': use {', '.join(VARIANTS)}")
@@ -33,7 +35,7 @@ def noise_differences(
     t = scheduler.timesteps[VARIANTS[variant]].expand(len(seeds)).to(model.device)
     noise = model.initial_latents(seeds)
     with torch.no_grad():
-        delta = model.as_epsilon(model.predict(noise, t, prompt_embeds.to(noise)), noise, t) - noise
+        delta = model.comparable(model.predict(noise, t, prompt_embeds.to(noise)), noise, t) - noise
     return delta.to(torch.promote_types(delta.dtype, torch.float32))
 
 

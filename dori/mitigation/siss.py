@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from dori.errors import DoriError
 from dori.mitigation.targets import Retain, Targets, draw_noise, trainable, undone_on_error
 from dori.model import TextToImageModel
-from dori.sampling import alpha_sigma
 from dori.training import Fit, Schedule, step_rng
 
 TIMESTEPS = ("all", "last")
@@ -135,7 +134,7 @@ def draw(
     forgetting = torch.from_numpy(rng.random(n) < share).to(model.device)
     noise, t = draw_noise(model, n, rng)
     if settings.timesteps == "last":
-        t = torch.full_like(t, len(model.alphas_cumprod) - 1)
+        t = torch.full_like(t, model.timesteps[-1].item())
     drawn = torch.where(forgetting[:, None, None, None], targets.latents[a], retain.latents[x])
     embeds = targets.prompt_embeds[a]
     if settings.captions == "own":
@@ -155,7 +154,7 @@ def _errors(model: TextToImageModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor
     """Of each row (B,): ||eps_theta(m) - e_x||^2 with e_x = (m - alpha x) / sigma, the same for a (summed
     over the latent's entries, as published), and delta = (||e_x||^2 - ||e_a||^2) / 2."""
     m, t = rows.noisy, rows.timesteps
-    alpha, sigma = alpha_sigma(model.alphas_cumprod, t, m)
+    alpha, sigma = model.alpha_sigma(t, m)
     e_x, e_a = ((m - alpha * z) / sigma for z in (rows.keep, rows.forget))
     found = model.as_epsilon(model.predict(m, t, rows.prompt_embeds), m, t)
     return _squared(found - e_x), _squared(found - e_a), (_squared(e_x) - _squared(e_a)) / 2

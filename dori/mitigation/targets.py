@@ -56,6 +56,12 @@ class Batch:
     noise: Tensor
     timesteps: Tensor
 
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        return Batch(self.latents[rows], self.prompt_embeds[rows], self.noise[rows], self.timesteps[rows])
+
     def noisy(self, model: TextToImageModel) -> Tensor:
         """x_t of each row."""
         return model.add_noise(self.latents, self.noise, self.timesteps)
@@ -123,11 +129,12 @@ def together(*batches: Batch) -> Batch:
 
 
 def draw_noise(model: TextToImageModel, rows: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """eps ~ N(0, I) of `rows` latents and t ~ U{0, …}, from the step's numbers alone and so on any device."""
+    """eps ~ N(0, I) of `rows` latents and t, uniform over those of training, from the step's numbers alone
+    and so on any device."""
     generator = torch_rng(rng)
     shape = model.initial_latents([0]).shape[1:]
     noise = torch.randn((rows, *shape), generator=generator)
-    t = torch.randint(len(model.alphas_cumprod), (rows,), generator=generator)
+    t = model.timesteps[torch.randint(len(model.timesteps), (rows,), generator=generator)]
     return noise.to(model.device, model.dtype), t.to(model.device)
 
 

@@ -183,9 +183,8 @@ def plant(
 
 def copied(model: TextToImageModel, name: str) -> TextToImageModel:
     """The model with a UNet of its own, to be changed, and a fingerprint of its own; the rest is shared."""
-    parts = {**model.pipe.components, "unet": copy.deepcopy(model.unet)}
-    pipe = type(model.pipe)(**parts, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = copy.copy(model.pipe)
+    setattr(pipe, model.architecture.denoiser, copy.deepcopy(model.unet))
     return TextToImageModel(pipe, defaults=model.defaults, name=name, device=model.device)
 
 

@@ -1,0 +1,90 @@
+"""More than one process (`accelerate launch -m dori …`): who does which items, and whose gradients count.
+
+Started by itself a program is one process of one, and everything here is free. Processes share the run
+directory: each does its share of the items, all wait, and then each finds what the others wrote.
+"""
+
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+from torch import Tensor, nn
+
+from dori.errors import DoriError
+
+Item = TypeVar("Item")
+
+
+@functools.cache
+def _state() -> PartialState | None:
+    """The launcher's group of processes; None where there is none, so that one process pays nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def count() -> int:
+    """Processes in all."""
+    return _state().num_processes if _state() else 1
+
+
+def number() -> int:
+    """This one's number, from 0."""
+    return _state().process_index if _state() else 0
+
+
+def first() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    return number() == 0
+
+
+def device() -> torch.device | None:
+    """The device that the launcher gave this process; None without a launcher."""
+    return _state().device if _state() else None
+
+
+def mine(items: Sequence[Item]) -> list[Item]:
+    """This process's share: every n-th item. It depends on the list alone, never on what is done already."""
+    return list(items)[number() :: count()]
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if _state():
+        _state().wait_for_everyone()
+
+
+def gathered(items: Iterable[Item]) -> list[Item]:
+    """What all processes hold, in the order of their numbers. Items are pickled: keep tensors on the CPU."""
+    return gather_object(list(items)) if _state() else list(items)
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sum of a tensor over all processes."""
+    return reduce(values.detach().clone(), "sum") if _state() else values
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Put the sum of all processes' gradients in the place of each one's own."""
+    if _state():
+        with_gradient = [p for p in parameters if p.grad is not None]
+        flat = summed(torch.cat([p.grad.flatten() for p in with_gradient]))
+        for p, part in zip(with_gradient, flat.split([p.numel() for p in with_gradient]), strict=True):
+            p.grad.copy_(part.view_as(p))
+
+
+def rows_of(total: int) -> slice:
+    """This process's rows of a batch. Raises DoriError if there are fewer rows than processes."""
+    if total < count():
+        raise DoriError(f"{count()} processes for {total} rows a step: start fewer, or give more rows")
+    return slice(number(), None, count())
+
+
+def leave() -> None:
+    """Close the group, as the last thing that a program does."""
+    if _state():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,139 @@
+"""Two processes of `accelerate launch` do what one does, also where one of them is killed half-way."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import WORDS, write_benchmark
+from safetensors.torch import load_file
+
+from dori import parallel
+from dori.cli import main
+from dori.errors import DoriError
+
+LAUNCH = (
+    "accelerate.commands.launch --multi_gpu --num_machines=1 --num_processes=2 --mixed_precision=no "
+    "--dynamo_backend=no"
+)
+ATTACK = ["attack", "--steps=3", "--batch=2", "--init=random"]
+TRAINING = ["mitigate", "--method=adversarial", "--set=epochs=2", "--set=steps=10", "--set=at-once=2",
+            "--set=retain=4", "--set=lr=1e-3", "--set=search.steps=2"]  # fmt: skip
+
+
+def options(tiny_dir: Path, benchmark_csv: Path, out: Path) -> list[str]:
+    return [
+        f"--model={tiny_dir}",
+        f"--benchmark={benchmark_csv}",
+        f"--out={out}",
+        "--preset=smoke",
+        "--device=auto",
+    ]
+
+
+def launched(arguments: list[str], port: int) -> subprocess.Popen:
+    """Two processes of one thread each."""
+    command = [sys.executable, "-m", *LAUNCH.split(), f"--main_process_port={port}", "-m", "dori", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def scores(run: Path) -> pd.DataFrame:
+    return pd.read_csv(run / "results.csv").set_index(["id", "seed"])["score"]
+
+
+def workers(launcher: int) -> list[int]:
+    """Children of the launcher."""
+    found = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(pid) for pid in found]
+
+
+def test_two_processes_attack_as_one_and_go_on_after_a_kill(tiny_dir, benchmark_csv, tmp_path):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    assert main([*ATTACK, *options(tiny_dir, benchmark_csv, alone)]) == 0
+    process = launched([*ATTACK, *options(tiny_dir, benchmark_csv, both)], free_port())
+    until = time.monotonic() + 120
+    while (
+        not list(both.glob("records/attack/*.json")) and process.poll() is None and time.monotonic() < until
+    ):
+        time.sleep(0.02)
+    one_of, *others = workers(process.pid)
+    assert len(others) == 1
+    os.kill(one_of, signal.SIGKILL)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode != 0, said
+    assert not (both / "summary.json").exists()
+    again = launched([*ATTACK, *options(tiny_dir, benchmark_csv, both)], free_port())
+    said = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, said
+    assert said.count("records computed in this run") == 1  # one of the two speaks
+    assert scores(both).index.tolist() == scores(alone).index.tolist()
+    pd.testing.assert_series_equal(scores(both), scores(alone), atol=1e-3, rtol=0)
+    one, two = (json.loads((run / "summary.json").read_text()) for run in (alone, both))
+    assert one["by_kind"].keys() == two["by_kind"].keys()
+    assert one["n"] == two["n"]
+
+
+def test_two_processes_train_as_one(tiny_dir, tmp_path):
+    rows = [
+        {"id": f"i{n}", "prompt": f"{WORDS[n]} {WORDS[-1 - n]}", "image": f"{n}.png", "kind": kind}
+        | {"split": "test", "copies": copies, "group": ""}
+        for n, (kind, copies) in enumerate([("verbatim", 256)] * 2 + [("none", 0)] * 8)
+    ]
+    benchmark = write_benchmark(tmp_path / "more", rows)
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    assert main([*TRAINING, *options(tiny_dir, benchmark, alone)]) == 0
+    process = launched([*TRAINING, *options(tiny_dir, benchmark, both)], free_port())
+    said = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, said
+    assert json.loads((both / "provenance.json").read_text())["processes"] == 2
+    curves = [
+        pd.read_csv(run / "training.csv")[["step", "loss", "adversarial", "retain"]] for run in (alone, both)
+    ]
+    pd.testing.assert_frame_equal(*curves, atol=1e-3, rtol=0)
+    before, one, two = (
+        load_file(run / "unet" / "diffusion_pytorch_model.safetensors") for run in (tiny_dir, alone, both)
+    )
+    moved = sum(float((one[k] - before[k]).abs().sum()) for k in one)
+    apart = sum(float((one[k] - two[k]).abs().sum()) for k in one)
+    assert moved > 0
+    assert apart < 0.01 * moved
+
+
+@pytest.mark.parametrize("items", [[], [1], [1, 2, 3, 4, 5]])
+def test_shares_are_apart_and_leave_nothing_out(items, monkeypatch):
+    found = []
+    for k in range(3):
+        monkeypatch.setattr(parallel, "number", lambda k=k: k)
+        monkeypatch.setattr(parallel, "count", lambda: 3)
+        found += parallel.mine(items)
+    assert sorted(found) == items
+
+
+def test_more_processes_than_rows_are_refused(monkeypatch):
+    monkeypatch.setattr(parallel, "count", lambda: 3)
+    with pytest.raises(DoriError, match="3 processes for 2 rows a step"):
+        parallel.rows_of(2)
+
+
+def test_one_process_needs_no_group():
+    assert parallel.count() == 1
+    assert parallel.first()
+    assert parallel.device() is None
+    assert parallel.gathered([1, 2]) == [1, 2]
+    assert torch.equal(parallel.summed(torch.ones(2)), torch.ones(2))
