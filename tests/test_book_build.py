@@ -330,9 +330,13 @@ def test_the_reference_has_every_module_of_the_package_but_the_testbeds(tmp_path
     documented = set(re.findall(r"automodule:: (\S+)", "".join(pages.values())))
     sources = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "dori").rglob("*.py")]
     names = {".".join(path.parts).removesuffix(".__init__") for path in sources}
-    inner = ("dori.testbed", "dori.plots.")  # has a page of its own; is reached through dori.plots
-    names = {name for name in names if not name.startswith(inner)}
-    assert names - documented == {"dori", "dori.cli", "dori.terminal", "dori.images", "dori.training"}
+    apart = ("dori.testbed", "dori.plots.")  # has a page of its own; is reached through dori.plots
+    wanted = {
+        name for name in names if not name.startswith(apart) and not name.rsplit(".", 1)[-1].startswith("_")
+    }
+    assert documented >= {name for name in wanted if name.rsplit(".", 1)[-1] != "cli"} - {"dori"}
+    pages.pop("index")
+    assert all("automodule" in page for page in pages.values()), "no page is empty"
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
     assert {f"api/{name}" for name in pages} <= set(re.findall(r"api/\w+", str(toc)))
 

@@ -9,6 +9,11 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   // The theme names this button "Search" while it reads "Search Ctrl+K": speech control needs what can be read.
   document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
+  // The arrow that opens a part of the table of contents is a picture without words.
+  document.querySelectorAll("li.has-children > details > summary").forEach((arrow) => {
+    const part = arrow.closest("li").querySelector("a")?.textContent.trim();
+    arrow.setAttribute("aria-label", `Pages of ${part}`);
+  });
 });
 
 new MutationObserver(() => {

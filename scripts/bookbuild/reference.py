@@ -6,15 +6,23 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+import dori
+
 FOLDER = "api"
 GROUPS = {  # page -> title and modules; a package stands for its modules, too
     "study": ("Study", ("study", "drawing", "benchmark", "store", "archive", "claims", "errors")),
-    "model": ("Model", ("model", "sampling", "loading", "hooks")),
+    "model": (
+        "Model",
+        ("model", "architectures", "noising", "sampling", "loading", "known", "hub", "convert", "hooks"),
+    ),
     "methods": ("Attacks and mitigation", ("attack", "unlearndiff", "mitigation")),
     "measures": ("Measures", ("detection", "metrics", "locality")),
     "experiments": ("Experiments of the chapters", ("experiments",)),
     "figures": ("Figures", ("plots", "widgets")),
+    "classroom": ("Classroom", ("classroom",)),
 }
+REST = ("rest", "What they stand on")  # page and title of every module that no group names
+ELSEWHERE = {"testbed", "cli", "__main__"}  # have pages of another kind, or nothing to call
 FACADES = {"dori.plots"}  # packages whose modules are reached through them alone
 INTRODUCTION = """\
 What the chapters call, from the docstrings: shapes, units, errors and sources stand there. Start with
@@ -31,6 +39,14 @@ def modules(name: str) -> list[str]:
         return [full]
     inner = [f"{full}.{found.name}" for found in pkgutil.iter_modules(path)]
     return [full, *(module for module in inner if not module.rsplit(".", 1)[1].startswith("_"))]
+
+
+def groups() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """GROUPS, and a last page for the modules of the package that none of them names."""
+    named = {name for _, names in GROUPS.values() for name in names} | ELSEWHERE
+    rest = tuple(found.name for found in pkgutil.iter_modules(dori.__path__) if found.name not in named)
+    page, title = REST
+    return GROUPS | {page: (title, rest)}
 
 
 def heading(text: str, line: str) -> str:
@@ -55,5 +71,5 @@ def write_reference(source: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     start = ".. _api:\n\n" + heading("Python reference", "=") + INTRODUCTION
     (folder / "index.rst").write_text(start, encoding="utf-8")
-    for name, (title, names) in GROUPS.items():
+    for name, (title, names) in groups().items():
         (folder / f"{name}.rst").write_text(page(title, names), encoding="utf-8")
