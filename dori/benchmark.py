@@ -1,4 +1,4 @@
-"""Prompt sets with their training images: a CSV of `id,prompt,image[,kind][,split]`, checked when read."""
+"""Prompt sets with their training images: a file of `id,prompt,image[,kind][,split]`, checked when read."""
 
 import dataclasses
 import logging
@@ -12,10 +12,9 @@ from torch import Tensor
 
 from dori.errors import DoriError
 from dori.images import stack_images
+from dori.promptfiles import KINDS, REQUIRED, read_rows, short
 
 log = logging.getLogger(__name__)
-REQUIRED = ("id", "prompt", "image")
-KINDS = ("verbatim", "template", "none")
 DEFAULTS = {"kind": "verbatim", "split": "test"}  # a file without these columns lists memorized prompts
 
 
@@ -84,21 +83,23 @@ class Benchmark:
 def load_benchmark(path: "str | Path | Benchmark", *, strict: bool = True, images: bool = True) -> Benchmark:
     """Read and check a benchmark; "testbed" and "regular" name the bundled ones, a Benchmark is itself.
 
-    Raises DoriError with file and line for: a missing or empty file, a missing column, an empty or doubled
-    id, an empty prompt, an unknown kind, an image that is not there (with `images`). With `strict=False` a
-    bad row costs one line of the log and is named in `skipped`; then only a file without a good row raises.
+    CSV, .jsonl or .parquet by contract 2, or with the column names of Wen et al., NeMo or Webster
+    (`dori.promptfiles`). Raises DoriError with file and line for: a missing or empty file, a missing column,
+    an empty or doubled id, an empty prompt, an unknown kind, an image that is not there (with `images`). With
+    `strict=False` a bad row costs one line of the log and is named in `skipped`; then only a file without a
+    good row raises.
     """
     if isinstance(path, Benchmark):
         return path
     path = _resolve(path)
-    table = _read_table(path)
+    table, where, wrong = read_rows(path)
     for column, value in DEFAULTS.items():
         if column not in table:
             table[column] = value
-    wrong = pd.Series("", index=table.index)
-    for check in (_wrong_ids, _wrong_prompts, _wrong_kinds) + (_wrong_images,) * images:
+    for check in (_wrong_text, _wrong_ids, _wrong_prompts, _wrong_kinds) + (_wrong_images,) * images:
         wrong = wrong.where(wrong != "", check(path, table))
-    skipped = [Skipped(table["id"][n], f"{path}, line {n + 2}: {wrong[n]}") for n in wrong.index[wrong != ""]]
+    bad = wrong.index[wrong != ""]
+    skipped = [Skipped(table["id"][n], f"{path}, {where[n]}: {short(wrong[n])}") for n in bad]
     if skipped and strict:
         raise DoriError(skipped[0].reason)
     if len(skipped) == len(table):
@@ -117,34 +118,28 @@ def _resolve(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.is_file():
         raise DoriError(
-            f"benchmark '{path}' is not a file; give a CSV with the columns {', '.join(REQUIRED)}"
+            f"benchmark '{path}' is not a file; give a CSV, .jsonl or .parquet with the columns "
+            f"{', '.join(REQUIRED)}"
         )
     return path
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """Columns as text except `copies`; empty cells stay empty strings."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except pd.errors.EmptyDataError:
-        raise DoriError(f"{path} is empty; expected a header with {', '.join(REQUIRED)}") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-        raise DoriError(f"{path}: not a UTF-8 CSV ({error})") from None
-    missing = [column for column in REQUIRED if column not in table]
-    if missing:
-        raise DoriError(
-            f"{path}: no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}"
-        )
-    if table.empty:
-        raise DoriError(f"{path} has a header and no rows")
-    if "copies" in table:
-        table["copies"] = pd.to_numeric(table["copies"], errors="coerce").fillna(0).astype(int)
-    return table
-
-
 def _reasons(bad: pd.Series, reasons: pd.Series | str) -> pd.Series:
-    """The reason where a row is bad, "" where it is not; rows count as lines of the file from 2 on."""
-    return pd.Series("", index=bad.index).mask(bad, reasons)
+    """The reason where a row is bad, "" where it is not."""
+    return pd.Series("", index=bad.index, dtype="str").mask(bad, reasons)
+
+
+def _wrong_text(path: Path, table: pd.DataFrame) -> pd.Series:
+    bad = ~table[list(REQUIRED)].map(_printable).all(axis=1)
+    return _reasons(bad, "text that is none (a NUL, or half a surrogate pair)")
+
+
+def _printable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def _wrong_ids(path: Path, table: pd.DataFrame) -> pd.Series:
@@ -161,7 +156,14 @@ def _wrong_kinds(path: Path, table: pd.DataFrame) -> pd.Series:
 
 
 def _wrong_images(path: Path, table: pd.DataFrame) -> pd.Series:
-    absent = ~table["image"].map(lambda image: (path.parent / image).is_file())
+    absent = ~table["image"].map(lambda image: _is_file(path.parent, image))
     reasons = "image '" + table["image"] + "' does not exist; paths are relative to the CSV"
     web = "images at web addresses are not fetched yet; download them and give paths"
     return _reasons(absent, reasons.mask(table["image"].str.match(r"https?://"), web))
+
+
+def _is_file(folder: Path, image: str) -> bool:
+    try:
+        return (folder / image).is_file()
+    except OSError:  # a name that is too long for the system
+        return False
