@@ -113,7 +113,7 @@ class RunStore:
         return self.archive is not None and self.archive.has(name, _lot(decides))
 
     def save(self, stage: str, decides: Mapping, record: Record) -> Record:
-        """Store one item's record, tensors first, the JSON that vouches for them last; returns what goes on."""
+        """Store one item's record, tensors first, the JSON that vouches for them last; gives what goes on."""
         path = self._path(stage, decides)
         try:
             if record.tensors:
