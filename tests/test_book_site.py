@@ -87,9 +87,9 @@ def test_pages_tell_nothing_of_the_building_machine():
 @needs_book
 def test_results_have_every_field_of_every_figure():
     results = json.loads((ROOT / "_build" / "results.json").read_text())
-    assert results
+    executed = {path.stem for path in (ROOT / "_build" / "executed").glob("*.ipynb")}
+    assert set(results) == executed - {"00_background"}, "a chapter that measures notes figures"
     for chapter, figures in results.items():
-        assert figures, f"{chapter} noted no figure"
         assert all(set(figure) == FIELDS for figure in figures.values()), chapter
 
 
