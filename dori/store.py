@@ -75,7 +75,8 @@ class RunStore:
 
     The JSON is written last, so a record either is complete or is missing. Two processes may share a
     directory: both would write the same content under the same key. What the directory lacks is taken from
-    `archive`, but for the lots that are kept back to be measured again (`repeated` compares them).
+    `archive`, but for the lots that are kept back to be measured again. Those are compared (`repeated`), and
+    the shipped record goes on: what is measured on top of it keeps its key, so it too is shipped or compared.
     """
 
     def __init__(self, directory: str | Path, archive: Archive | None = None) -> None:
@@ -94,9 +95,12 @@ class RunStore:
         """The record of an item, or None if it is missing or unreadable."""
         name, path = _name(stage, decides), self._path(stage, decides)
         found = _read(path) if path.is_file() else None
-        if found is None and self.archive and (text := self.archive.read(f"{name}.json", _lot(decides))):
-            found = _parse(text, self.archive.kept(f"{name}.safetensors"))
-            self.shipped.add(name)
+        kept_back = self.archive is None or self.archive.draws(_lot(decides))
+        if found is not None or not kept_back:
+            kept = self._kept(name)
+            if found is None and kept is not None:
+                self.shipped.add(name)
+            found = kept or found
         if found is not None:
             self.touched.add(name)
         return found
@@ -109,7 +113,7 @@ class RunStore:
         return self.archive is not None and self.archive.has(name, _lot(decides))
 
     def save(self, stage: str, decides: Mapping, record: Record) -> Record:
-        """Store one item's record; tensors first, the JSON that vouches for them last."""
+        """Store one item's record, tensors first, the JSON that vouches for them last; gives what goes on."""
         path = self._path(stage, decides)
         try:
             if record.tensors:
@@ -119,8 +123,9 @@ class RunStore:
         except (OSError, SafetensorError) as error:
             raise DoriError(f"cannot write {path} ({error}); what was written before is kept") from None
         self.computed += 1
-        self.touched.add(_name(stage, decides))
-        return record
+        name = _name(stage, decides)
+        self.touched.add(name)
+        return self._kept(name) or record
 
     def repeated(self) -> dict[str, list[float]]:
         """By stage, how far each measurement of this directory lies from the shipped one of the same key.
@@ -131,10 +136,9 @@ class RunStore:
         """
         found: dict[str, list[float]] = {}
         for name in sorted(self.touched - self.shipped) if self.archive else ():
-            path, text = self.directory / "records" / f"{name}.json", self.archive.kept(f"{name}.json")
-            ours = _read(path) if text is not None and path.is_file() else None
-            theirs = ours and _parse(text, self.archive.kept(f"{name}.safetensors"))
-            if ours is not None and theirs is not None:
+            path, theirs = self.directory / "records" / f"{name}.json", self._kept(name)
+            ours = _read(path) if theirs is not None and path.is_file() else None
+            if ours is not None:
                 found.setdefault(name.split("/")[0], []).append(_apart(ours, theirs))
         return found
 
@@ -165,6 +169,11 @@ class RunStore:
     def note_touched(self) -> None:
         """Write which records this run asked for: what `archive.pack` takes."""
         write_json(self.directory / TOUCHED, sorted(self.touched))
+
+    def _kept(self, name: str) -> Record | None:
+        """The shipped record of this name, None where none is or it is not whole."""
+        text = self.archive.kept(f"{name}.json") if self.archive else None
+        return _parse(text, self.archive.kept(f"{name}.safetensors")) if text is not None else None
 
     def _path(self, stage: str, decides: Mapping) -> Path:
         return self.directory / "records" / f"{_name(stage, decides)}.json"

@@ -75,6 +75,7 @@ def assemble(layout: Layout) -> None:
             "claims": pages.claims_part(verdicts, titles),
             "figures": pages.figures_part(figures),
             "presets": pages.presets_part(),
+            "memory": pages.memory_part(),
             "assignments": classroom.assignments_part(),
             "rubric": classroom.rubric_part(),
             "cli": commands.commands_part(),

@@ -57,10 +57,16 @@ def test_layers_keep_their_order_wherever_they_are_read_from(tmp_path):
         assert list(one.find("units", {"item": 1}).tensors) == names
 
 
-def test_what_the_run_has_itself_comes_first(shipped, tmp_path):
-    store = RunStore(tmp_path / "other", Archive(shipped))
-    store.save("score", ITEMS[3], record(7))
-    assert store.find("score", ITEMS[3]).values == record(7).values
+def test_what_was_measured_again_gives_way_to_what_was_shipped(shipped, tmp_path):
+    """Else all that is measured on top of it would have other keys, and none of it would be compared."""
+    store = RunStore(tmp_path / "other", Archive(shipped, share=1))
+    assert store.find("score", ITEMS[0]) is None
+    assert store.save("score", ITEMS[0], record(0, 0.25)).values == record(0).values
+    for one in (store, RunStore(tmp_path / "other", Archive(shipped, share=1))):
+        assert one.find("score", ITEMS[0]).values == record(0).values
+        assert one.repeated()["score"] == [0.25]
+        assert not one.shipped
+    assert RunStore(tmp_path / "other").find("score", ITEMS[0]).values == record(0, 0.25).values
 
 
 def test_a_share_is_held_back_by_search_and_by_commit(shipped, tmp_path):

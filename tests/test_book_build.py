@@ -18,6 +18,7 @@ from bookbuild.layout import BuildError, Layout
 from ipywidgets.embed import embed_data
 
 from dori.claims import load_claims
+from dori.known import KNOWN, memory
 from dori.study import Preset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -385,6 +386,24 @@ def test_the_landing_page_shows_a_figure_of_the_executed_chapter(tmp_path):
     assert pictures.chapter_figure(tmp_path / "02.ipynb", "fig-a") is None
     with pytest.raises(BuildError, match="has no figure 'fig-b'"):
         pictures.chapter_figure(tmp_path / "01.ipynb", "fig-b")
+
+
+def test_memory_names_the_smallest_gpu_that_holds_the_weights():
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", pages.memory_part(), re.M))
+    assert set(rows) == set(KNOWN)
+    for name, cells in rows.items():
+        cells = [re.fullmatch(r"([\d.]+) \((\d+ GB|none)\)", cell) for cell in cells.split(" | ")]
+        half, whole, tuning = cells
+        assert float(whole[1]) == round(memory(name) / 1e9, 1)
+        assert float(half[1]) == pytest.approx(float(whole[1]) / 2, abs=0.06)
+        assert float(tuning[1]) > float(whole[1])
+        for cell in cells:
+            size, gpu = (
+                float(cell[1]),
+                float("inf") if cell[2] == "none" else int(cell[2].removesuffix(" GB")),
+            )
+            assert size <= 0.8 * gpu + 0.05
+            assert all(size >= 0.8 * smaller - 0.05 for smaller in pages.GPUS if smaller < gpu)
 
 
 def test_the_guide_explains_every_setting_of_a_preset():

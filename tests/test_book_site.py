@@ -87,9 +87,9 @@ def test_pages_tell_nothing_of_the_building_machine():
 @needs_book
 def test_results_have_every_field_of_every_figure():
     results = json.loads((ROOT / "_build" / "results.json").read_text())
-    assert results
+    executed = {path.stem for path in (ROOT / "_build" / "executed").glob("*.ipynb")}
+    assert set(results) == executed - {"00_background"}, "a chapter that measures notes figures"
     for chapter, figures in results.items():
-        assert figures, f"{chapter} noted no figure"
         assert all(set(figure) == FIELDS for figure in figures.values()), chapter
 
 
@@ -142,8 +142,7 @@ def test_the_build_found_its_measurements_and_made_a_sample_again():
         pytest.skip("no chapter was built from shipped records")
     for run in runs:
         found = run["measured"]
-        # What is made again brings new records with it: what is drawn from another embedding has another key.
-        assert found["new"] <= 0.2 * found["shipped"], f"{run['chapter']}: {found}; make records"
+        assert found["new"] <= 0.02 * found["shipped"], f"{run['chapter']}: {found}; make records"
         assert found["agree"] >= 0.9 * found["again"], f"{run['chapter']}: {found}"
     assert sum(run["measured"]["again"] for run in runs)
 

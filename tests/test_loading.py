@@ -17,6 +17,7 @@ import torch
 from conftest import adapt, make_pipeline, one_line
 from huggingface_hub import errors
 from original import save_original
+from rich.console import Console
 from safetensors.torch import load_file
 
 from dori import hub, known
@@ -168,7 +169,7 @@ def test_other_repositories_are_fetched_at_main(tiny_dir, monkeypatch):
 
 
 def test_models_are_listed(command, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "130")
+    monkeypatch.setattr("dori.cli.console", Console(width=130))
     code, out, err = command("models", **dict.fromkeys(("model", "benchmark", "out", "preset", "device")))
     assert (code, err) == (0, "")
     for name, entry in known.KNOWN.items():

@@ -20,7 +20,9 @@ def train(
         "_build/testbed"
     ),
     part: Annotated[str, typer.Option(help="one part only, e.g. to train model and twin side by side")] = "",
-    out: Annotated[Path, typer.Option(help="where the finished testbed is written")] = TESTBED,
+    out: Annotated[
+        Path, typer.Option(help="where the finished testbed is written", show_default="data/testbed")
+    ] = TESTBED,
     device: Annotated[str, typer.Option(help="cpu or cuda; the denoisers are trained there")] = "cpu",
 ) -> None:
     """Train every part of the testbed (resumable), then write it to OUT."""
@@ -37,7 +39,10 @@ def train(
 @app.command()
 def plant(
     out: Annotated[
-        Path, typer.Option(help="testbed whose model is taught; planted/ is written there")
+        Path,
+        typer.Option(
+            help="testbed whose model is taught; planted/ is written there", show_default="data/testbed"
+        ),
     ] = TESTBED,
     only: Annotated[str, typer.Option(help="one memory only, e.g. plant-00, to make them side by side")] = "",
 ) -> None:
@@ -50,7 +55,9 @@ def plant(
 @app.command()
 def cure(
     only: Annotated[str, typer.Option(help="one defence only, e.g. adversarial")] = "",
-    out: Annotated[Path, typer.Option(help="where the changed weights are written")] = TESTBED / "cured",
+    out: Annotated[
+        Path, typer.Option(help="where the changed weights are written", show_default="data/testbed/cured")
+    ] = TESTBED / "cured",
     run_dir: Annotated[Path, typer.Option(help="checkpoints and logs; a second run continues here")] = Path(
         "_build/cured"
     ),

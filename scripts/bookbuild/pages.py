@@ -28,6 +28,7 @@ SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
     "detection_regular": "held-out prompts for detection",
     "attacked": "images of each sort that a search starts on",
 }
+GPUS, ROOM = (8, 24, 80), 0.8  # gigabytes, and the share of them that weights may take
 VERSIONS = (
     "torch",
     "diffusers",
@@ -152,6 +153,23 @@ def presets_part() -> str:
         for field, meaning in SETTINGS.items()
     ]
     return table(["", *(f"`{preset.name}`" for preset in presets)], rows)
+
+
+def memory_part() -> str:
+    """Gigabytes that weights of the known models take, each with the smallest of GPUS that holds them."""
+    import torch
+
+    from dori.known import KNOWN, memory, training_memory
+
+    def held(size: int) -> str:
+        room = next((f"{gpu} GB" for gpu in GPUS if size <= ROOM * gpu * 1e9), "none")
+        return f"{size / 1e9:.1f} ({room})"
+
+    rows = [
+        (f"`{name}`", held(memory(name, torch.bfloat16)), held(memory(name)), held(training_memory(name)))
+        for name in KNOWN
+    ]
+    return table(("Model", "Half precision", "float32", "Fine-tuning"), rows)
 
 
 def show_setting(field: str, value: int | tuple[float, ...] | None) -> str:

@@ -28,8 +28,8 @@ def read_headlines(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def gather(records: list[dict[str, Any]]) -> Figures:
-    """Headline figures of all executed chapters."""
-    return {record["chapter"]: record["figures"] for record in records}
+    """Headline figures of all executed chapters; the background chapter explains and has none."""
+    return {record["chapter"]: record["figures"] for record in records if record["figures"]}
 
 
 def write(layout: Layout, figures: Figures) -> None:

@@ -1,0 +1,142 @@
+"""The guides' commands do what is said: each is run, on a tiny model and a small benchmark."""
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dori.cli import main
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--preset=smoke", "--device=cpu"]
+BRIEF = [f"--set={s}" for s in ("epochs=1", "steps=1", "search.steps=1", "at-once=2", "retain=2")]
+SHORT = {"--steps": "2", "--timesteps": "2"}  # what a guide asks for takes longer than a test
+
+
+def commands(page: str) -> list[str]:
+    """Commands of a page's bash blocks, each on one line."""
+    blocks = re.findall(
+        r"^```bash\n(.+?)^```$", (ROOT / "book" / page).read_text(encoding="utf-8"), re.M | re.S
+    )
+    lines = re.sub(r"\s*\\\n\s*", " ", re.sub(r"\|\n\s*", "| ", "".join(blocks))).splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def of(page: str, program: str) -> list[str]:
+    return [c for c in commands(page) if c.split()[0] == program]
+
+
+@pytest.fixture
+def filled(tiny_dir, training_csv):
+    """A command's words with a model and a benchmark that are here, a search that is short, a free port."""
+
+    def fill(command: str) -> list[str]:
+        names = {"my-org/my-model": str(tiny_dir), "prompts.csv": str(training_csv)}
+        words = [names.get(w, w) for w in shlex.split(command)]
+        for k, word in enumerate(words[:-1]):
+            words[k + 1] = SHORT.get(word, words[k + 1])
+        return words
+
+    return fill
+
+
+def test_every_command_is_of_a_kind_that_is_run_here():
+    programs = {c.split()[0] for page in ("guide.md", "clusters.md") for c in commands(page)}
+    assert programs == {"make", "jupytext", "dori", "accelerate"}
+
+
+@pytest.mark.parametrize("command", of("guide.md", "make"))
+def test_make_knows_the_targets_and_variables(command):
+    found = subprocess.run(
+        [*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for value in re.findall(r"=(\S+)", command):
+        assert value in found
+
+
+def test_a_chapter_alone_takes_its_parameters(tmp_path, filled):
+    (command,) = of("guide.md", "jupytext")
+    first, second = command.split(" | ")
+    programs = Path(sys.executable).parent
+    source = subprocess.run(
+        [programs / "jupytext", *shlex.split(first)[1:]], cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    subprocess.run(
+        [programs / "papermill", *filled(second)[1:], "--prepare-only"],
+        cwd=tmp_path, input=source, capture_output=True, check=True,
+    )  # fmt: skip
+    assert "injected-parameters" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_the_command_line_goes_from_evaluation_to_attack(tmp_path, filled, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in of("guide.md", "dori"):
+        _, name, *options = filled(command)
+        if name != "check":
+            options += SMALL
+        if "nemo" in options:
+            options += ["--z=1"]  # a network that was never trained has no neurons that stand out
+        if "adversarial" in options:
+            options += BRIEF
+        assert main([name, *options]) == 0, capsys.readouterr().err
+    for run in ("mine", "nemo", "nemo-attacked"):
+        assert (tmp_path / "runs" / run / "summary.json").is_file()
+    assert (tmp_path / "my-model-trained" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("command", of("clusters.md", "accelerate"))
+def test_several_processes_are_started_as_the_guide_says(command, tmp_path, filled):
+    words = filled(command)[2:]
+    words += ["--preset=smoke"]
+    if "mitigate" in words:
+        words += BRIEF
+    start(words, tmp_path, f"--main_process_port={free_port()}")
+    assert (tmp_path / words[words.index("--out") + 1] / "provenance.json").is_file()
+
+
+def test_the_slurm_script_joins_the_nodes(tmp_path, filled, tiny_dir, training_csv):
+    """Two nodes of one process each, played by two processes here: scontrol and srun are stand-ins."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "scontrol").write_text("#!/bin/sh\necho 127.0.0.1\necho other\n")
+    (tools / "srun").write_text(
+        '#!/bin/sh\nSLURM_PROCID=1 "$@" & other=$!\nSLURM_PROCID=0 "$@" && wait $other\n'
+    )
+    script = (ROOT / "book" / "assets" / "slurm.sh").read_text()
+    script = script.replace("my-org/my-model", str(tiny_dir)).replace("prompts.csv", str(training_csv))
+    script = script.replace("--out runs/attacked", "--steps 2 --preset smoke --out runs/attacked")
+    (tmp_path / "slurm.sh").write_text(script)
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    told = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_NODELIST": "a,b"}
+    told |= {
+        "SLURM_JOB_ID": str(free_port()),
+        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    said = subprocess.run(
+        ["bash", "slurm.sh"], cwd=tmp_path, env=environment() | told, capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("records computed in this run") == 1
+    assert (tmp_path / "runs" / "attacked" / "summary.json").is_file()
+
+
+def start(words: list[str], folder: Path, *more: str) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *more, *words]
+    said = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
