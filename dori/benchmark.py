@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from dori.errors import DoriError
+from dori.fetched import fetch_images, is_address
 from dori.images import stack_images
 from dori.promptfiles import KINDS, REQUIRED, read_rows, short
 
@@ -80,14 +81,19 @@ class Benchmark:
         return dataclasses.replace(self, table=table)
 
 
-def load_benchmark(path: "str | Path | Benchmark", *, strict: bool = True, images: bool = True) -> Benchmark:
+def load_benchmark(
+    path: "str | Path | Benchmark", *, strict: bool = True, images: bool = True, again: bool = False
+) -> Benchmark:
     """Read and check a benchmark; "testbed" and "regular" name the bundled ones, a Benchmark is itself.
 
     CSV, .jsonl or .parquet by contract 2, or with the column names of Wen et al., NeMo or Webster
-    (`dori.promptfiles`). Raises DoriError with file and line for: a missing or empty file, a missing column,
-    an empty or doubled id, an empty prompt, an unknown kind, an image that is not there (with `images`). With
-    `strict=False` a bad row costs one line of the log and is named in `skipped`; then only a file without a
-    good row raises.
+    (`dori.promptfiles`). Images at web addresses are fetched into a cache (`dori.fetched`), those that were
+    refused before only with `again`; `image` is then the file, `url` the address.
+
+    Raises DoriError with file and line for: a missing or empty file, a missing column, an empty or doubled
+    id, an empty prompt, an unknown kind, an image that is not there or cannot be fetched (with `images`).
+    With `strict=False` a bad row costs one line of the log and is named in `skipped`; then only a file
+    without a good row raises.
     """
     if isinstance(path, Benchmark):
         return path
@@ -96,8 +102,11 @@ def load_benchmark(path: "str | Path | Benchmark", *, strict: bool = True, image
     for column, value in DEFAULTS.items():
         if column not in table:
             table[column] = value
-    for check in (_wrong_text, _wrong_ids, _wrong_prompts, _wrong_kinds) + (_wrong_images,) * images:
-        wrong = wrong.where(wrong != "", check(path, table))
+    for check in (_wrong_text, _wrong_ids, _wrong_prompts, _wrong_kinds):
+        wrong = wrong.where(wrong != "", check(table))
+    if images:
+        table = _with_fetched(table, wrong == "", again=again)
+        wrong = wrong.where(wrong != "", _wrong_images(path, table))
     bad = wrong.index[wrong != ""]
     skipped = [Skipped(table["id"][n], f"{path}, {where[n]}: {short(wrong[n])}") for n in bad]
     if skipped and strict:
@@ -129,7 +138,7 @@ def _reasons(bad: pd.Series, reasons: pd.Series | str) -> pd.Series:
     return pd.Series("", index=bad.index, dtype="str").mask(bad, reasons)
 
 
-def _wrong_text(path: Path, table: pd.DataFrame) -> pd.Series:
+def _wrong_text(table: pd.DataFrame) -> pd.Series:
     bad = ~table[list(REQUIRED)].map(_printable).all(axis=1)
     return _reasons(bad, "text that is none (a NUL, or half a surrogate pair)")
 
@@ -142,24 +151,43 @@ def _printable(text: str) -> bool:
     return "\0" not in text
 
 
-def _wrong_ids(path: Path, table: pd.DataFrame) -> pd.Series:
+def _wrong_ids(table: pd.DataFrame) -> pd.Series:
     twice = _reasons(table["id"].duplicated(), "id '" + table["id"] + "' appears twice")
     return twice.mask(table["id"].str.strip() == "", "empty id")
 
 
-def _wrong_prompts(path: Path, table: pd.DataFrame) -> pd.Series:
+def _wrong_prompts(table: pd.DataFrame) -> pd.Series:
     return _reasons(table["prompt"].str.strip() == "", "empty prompt")
 
 
-def _wrong_kinds(path: Path, table: pd.DataFrame) -> pd.Series:
+def _wrong_kinds(table: pd.DataFrame) -> pd.Series:
     return _reasons(~table["kind"].isin(KINDS), "kind '" + table["kind"] + f"'; use {', '.join(KINDS)}")
 
 
+def _with_fetched(table: pd.DataFrame, wanted: pd.Series, *, again: bool) -> pd.DataFrame:
+    """The table with the cached file in the place of each wanted row's web address, which goes to `url`.
+
+    Where there is none, `unfetched` says why.
+    """
+    on_web = wanted & table["image"].map(is_address)
+    if not on_web.any():
+        return table
+    found = fetch_images(table.loc[on_web, "image"], again=again)
+    known = table["image"].where(on_web).map(found.get, na_action="ignore")
+    failed = known.map(lambda x: x if isinstance(x, str) else "").where(on_web, "").astype("str")
+    files = known.map(str).where(on_web & (failed == ""), table["image"])
+    url = table["image"].where(on_web, table.get("url", ""))
+    return table.assign(image=files.astype("str"), url=url.astype("str"), unfetched=failed)
+
+
 def _wrong_images(path: Path, table: pd.DataFrame) -> pd.Series:
+    """Images that are not there, on this disk or in the web; `unfetched` is taken out of the table."""
     absent = ~table["image"].map(lambda image: _is_file(path.parent, image))
-    reasons = "image '" + table["image"] + "' does not exist; paths are relative to the CSV"
-    web = "images at web addresses are not fetched yet; download them and give paths"
-    return _reasons(absent, reasons.mask(table["image"].str.match(r"https?://"), web))
+    wrong = _reasons(absent, "image '" + table["image"] + "' does not exist; paths are relative to the file")
+    if "unfetched" in table:
+        failed = table.pop("unfetched")
+        wrong = wrong.mask(failed != "", "image cannot be had (" + failed + "): " + table["image"])
+    return wrong
 
 
 def _is_file(folder: Path, image: str) -> bool:

@@ -1,10 +1,10 @@
-"""Files of prompts as one table of text: CSV (commas or semicolons), JSON lines, parquet; known names mapped."""
+"""Files of prompts as one table of text: CSV, JSON lines, parquet; columns under the names of contract 2."""
 
 import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import pandas as pd
 from dori.errors import DoriError
 
 REQUIRED = ("id", "prompt", "image")
-# What others call a column: Wen et al. (index, caption, url), NeMo (the same and type), Webster (overfit_type).
+# What others call a column. Wen et al.: index, caption, url; NeMo: the same, type; Webster: overfit_type.
 CALLED = {"id": ("index",), "prompt": ("caption",), "image": ("url",), "kind": ("type", "overfit_type")}
 KINDS = ("verbatim", "template", "none")
 # VM, TM: NeMo; MV, RV, TV (matching, retrieved and template verbatims), N: Webster, arXiv 2305.08694
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A file's rows: columns of text (`copies`: whole numbers), where each row stands, what is wrong with it."""
+    """Columns of text (`copies`: whole numbers), where each row stands in the file, what is wrong with it."""
 
     table: pd.DataFrame
     where: list[str]
