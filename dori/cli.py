@@ -39,7 +39,9 @@ RunOption = Annotated[Path, typer.Option(help="run directory; a second run compu
 RegularOption = Annotated[
     str | None, typer.Option(help="CSV of prompts that are not memorized", show_default="rows of kind none")
 ]
-DescriptorOption = Annotated[str, typer.Option(help="bundled, or the path of an SSCD TorchScript file")]
+DescriptorOption = Annotated[
+    str, typer.Option(help="bundled, or SSCD: the path of its TorchScript file, or https://…#sha256=…")
+]
 SeedOption = Annotated[int, typer.Option(help="seed of the run's noise")]
 SeedsOption = Annotated[int | None, typer.Option(min=1, help="images per prompt", show_default="preset")]
 
@@ -67,18 +69,40 @@ def evaluate(
     guidance: Annotated[
         float | None, typer.Option(help="guidance scale; 1: no guidance", show_default="the model's")
     ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="alignment with the prompts by a CLIP: a directory, a Hub id, or bundled"),
+    ] = None,
+    fid: Annotated[
+        str | None,
+        typer.Option(
+            help="FID and KID of kind none by: inception (fetched once), its file, https://…#sha256=…, or "
+            "clip (the bundled one's features)"
+        ),
+    ] = None,
 ) -> None:
     """Draw images for every prompt, score them against the training images, write results and summary."""
+    from dori.experiments.evaluate import check_fidelity
     from dori.experiments.evaluate import evaluate as run
     from dori.experiments.options import pick_prompts, study_of
     from dori.experiments.runfiles import claim
+    from dori.metrics.alignment import ClipScorer
+    from dori.metrics.fidelity import load_features
 
     prompts, picked = pick_prompts(benchmark, preset, ids=item)
+    check_fidelity(picked, fid)
     claim(out, "evaluate")
     study = study_of(
         prompts, model=model, preset=preset, device=device, descriptor=descriptor, seed=seed, run_dir=out
     )
-    summary = run(study, picked, study.sampling(seeds=seeds, guidance_scale=guidance, steps=steps))
+    on = study.model.device
+    summary = run(
+        study,
+        picked,
+        study.sampling(seeds=seeds, guidance_scale=guidance, steps=steps),
+        clip=ClipScorer.load(clip, device=on) if clip else None,
+        features=load_features(fid, device=on) if fid else None,
+    )
     _report(study, summary, evaluation_table(summary))
 
 

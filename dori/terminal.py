@@ -17,9 +17,17 @@ if TYPE_CHECKING:  # torch loads with the first command that needs it
 
 def evaluation_table(summary: dict) -> Table:
     """The figures of an evaluation's summary.json for a terminal."""
-    table = _rates_table(summary, "kind")
+    table = _rates_table(summary, "kind", more=["alignment"] if "clip" in summary else [])
     for kind, found in summary["by_kind"].items():
-        table.add_row(kind, *_rates(found))
+        aligned = [f"{found['alignment']['value']:.3f}"] if "clip" in summary else []
+        table.add_row(kind, *_rates(found), *aligned)
+    if "clip" in summary:
+        table.caption = f"alignment by {summary['clip']}"
+    if found := summary.get("fidelity"):
+        figures = f"FID {found['fid']:.2f}, KID x 1000 {found['kid_1000']:.2f}"
+        counts = f"{found['n_generated']} images against {found['n_real']}"
+        by = f"{figures} by {found['features']}, {counts}"
+        table.caption = f"{table.caption}\n{by}" if table.caption else by
     return table
 
 
