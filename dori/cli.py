@@ -260,6 +260,20 @@ def mitigate(
 
 
 @app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="the --out of an evaluation, an attack or a mitigation")],
+) -> None:
+    """Say how far a run is: items done of items asked for, rows left out, last write, versions, machine."""
+    from dori.status import read_status
+    from dori.terminal import status_table
+
+    found = read_status(run)
+    console.print(status_table(found))
+    for name, reason in found.left_out.items():
+        console.print(f"left out: {name}: {reason}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def models() -> None:
     """List the models known by name: where they lie, licence, weights in memory, how they are sampled."""
     from dori.terminal import models_table

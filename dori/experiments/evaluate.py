@@ -5,7 +5,7 @@ import torch
 from dori.benchmark import Benchmark
 from dori.drawing import stored_images
 from dori.errors import DoriError
-from dori.experiments.runfiles import about, left_out, plain, rates_of, write_run
+from dori.experiments.runfiles import about, announce, left_out, plain, rates_of, write_run
 from dori.metrics.alignment import ClipScorer, clip_alignment
 from dori.metrics.fidelity import Features, frechet_distance, kernel_distance
 from dori.metrics.intervals import bootstrap
@@ -26,6 +26,7 @@ def evaluate(
     and KID of the images of kind "none" against the images of their rows. Raises DoriError.
     """
     check_fidelity(prompts, features)
+    announce(study, prompts, command="evaluate")
     table = generate_and_score(study, prompts, sampling)
     measured = prompts.only(list(dict.fromkeys(table["id"])))
     if clip:
