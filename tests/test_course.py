@@ -177,7 +177,7 @@ def test_the_leaderboard_ranks_and_names_who_is_not_on_it(course, tmp_path, monk
     assert main(["classroom", "leaderboard", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "empty: not on the board (NotImplementedError" in out
-    assert re.search(r"^wrong +\d", out, re.M)
+    assert re.search(r"^ *wrong +│ +\d", out, re.M)
 
 
 def test_without_nbgrader_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
