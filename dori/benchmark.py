@@ -1,6 +1,7 @@
 """Prompt sets with their training images: a file of `id,prompt,image[,kind][,split]`, checked when read."""
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from dori.errors import DoriError
 from dori.fetched import fetch_images, is_address
-from dori.images import stack_images
+from dori.images import check_image, stack_images
 from dori.promptfiles import KINDS, REQUIRED, read_rows, short
+from dori.store import atomic
 
 log = logging.getLogger(__name__)
 DEFAULTS = {"kind": "verbatim", "split": "test"}  # a file without these columns lists memorized prompts
@@ -116,6 +118,43 @@ def load_benchmark(
     for row in skipped:
         log.warning("%s; left out", row.reason)
     return Benchmark(path.stem, path, table[wrong == ""].set_index("id"), tuple(skipped))
+
+
+def readable(benchmark: Benchmark) -> Benchmark:
+    """Without the rows whose image cannot be read, which are named. Raises DoriError if nothing is left."""
+    wrong = {}
+    for i, image in benchmark.table["image"].items():
+        try:
+            check_image(benchmark.path.parent / image)
+        except DoriError as error:
+            wrong[i] = str(error)
+            log.warning("%s; left out", error)
+    if len(wrong) == len(benchmark):
+        raise DoriError(f"none of {len(wrong)} images can be read: {next(iter(wrong.values()))}")
+    kept = benchmark.table[~benchmark.table.index.isin(list(wrong))]
+    skipped = (*benchmark.skipped, *(Skipped(*item) for item in wrong.items()))
+    return dataclasses.replace(benchmark, table=kept, skipped=skipped)
+
+
+def write_benchmark(benchmark: Benchmark, out: Path) -> Path:
+    """Write benchmark.csv and copies of its images, named by their content, into a directory; the CSV's path.
+
+    Such a directory needs neither the web nor a cache. Raises DoriError for one that holds anything else.
+    """
+    path = out / "benchmark.csv"
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not path.is_file()):
+        raise DoriError(f"'{out}' is not empty and holds no benchmark; give another directory")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    names = {}
+    for i, image in benchmark.table["image"].items():
+        source = benchmark.path.parent / image
+        kind, content = check_image(source).lower(), source.read_bytes()
+        names[i] = f"images/{hashlib.sha256(content).hexdigest()[:24]}.{kind}"
+        with atomic(out / names[i]) as temporary:
+            temporary.write_bytes(content)
+    with atomic(path) as temporary:
+        benchmark.table.assign(image=pd.Series(names)).to_csv(temporary, lineterminator="\n")
+    return path
 
 
 def _resolve(path: str | Path) -> Path:

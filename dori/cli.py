@@ -30,7 +30,7 @@ ModelOption = Annotated[
     str, typer.Option(help="a name of `dori models`, a diffusers directory, a .safetensors file or a Hub id")
 ]
 BenchmarkOption = Annotated[
-    str, typer.Option(help="CSV of id,prompt,image[,kind][,split]; testbed or regular")
+    str, typer.Option(help="CSV, .jsonl or .parquet of id,prompt,image[,kind][,split]; testbed or regular")
 ]
 PresetOption = Annotated[str, typer.Option(help="smoke, quick, full or paper: prompts, seeds and steps")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
@@ -257,6 +257,27 @@ def mitigate(
     if parallel.first():
         console.print(table)
         console.print(f"{out}: {len(picked.skipped)} rows skipped")
+
+
+@app.command()
+def benchmark(
+    file: Annotated[str, typer.Argument(help="CSV, .jsonl or .parquet; see the guide for columns")],
+    out: Annotated[
+        Path | None, typer.Option(help="directory for its usable rows, with copies of their images")
+    ] = None,
+    *,
+    again: Annotated[
+        bool, typer.Option("--again", help="ask anew for images that were refused before")
+    ] = False,
+) -> None:
+    """Check a benchmark and fetch its images: how many rows can be used, and why others cannot."""
+    from dori.benchmark import load_benchmark, readable, write_benchmark
+    from dori.terminal import benchmark_table
+
+    found = readable(load_benchmark(file, strict=False, again=again))
+    console.print(benchmark_table(found))
+    if out is not None:
+        console.print(f"{write_benchmark(found, out.expanduser())}", soft_wrap=True, markup=False)
 
 
 @app.command()

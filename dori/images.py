@@ -25,9 +25,9 @@ def read_image(path: Path, *, size: int | None = None) -> Tensor:
     return torch.from_numpy(np.asarray(rgb).copy()).permute(2, 0, 1).float() / 255
 
 
-def check_image(path: Path) -> None:
-    """Raise DoriError if the file is no whole image, or too large."""
-    _decoded(path)
+def check_image(path: Path) -> str:
+    """The file's format, as PIL names it ("PNG"). Raises DoriError if it is no whole image, or too large."""
+    return _decoded(path).info["format"]
 
 
 def _decoded(path: Path) -> Image.Image:
@@ -40,7 +40,9 @@ def _decoded(path: Path) -> Image.Image:
                     raise DoriError(
                         f"{path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read"
                     )
-                return image.convert("RGB")
+                rgb = image.convert("RGB")
+                rgb.info["format"] = image.format
+                return rgb
     except FileNotFoundError:
         raise DoriError(f"{path}: no such image") from None
     except Image.DecompressionBombError:

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:  # torch loads with the first command that needs it
+    from dori.benchmark import Benchmark
     from dori.mitigation.units import Units
     from dori.status import Status
 
@@ -38,6 +39,16 @@ def attack_table(summary: dict) -> Table:
     for kind, by_steps in summary["by_kind"].items():
         for steps, found in by_steps.items():
             table.add_row(kind, steps, *_rates(found), f"{found['moved_median']:.2f}")
+    return table
+
+
+def benchmark_table(benchmark: Benchmark) -> Table:
+    """Rows of each kind, and how many there are that cannot be used."""
+    table = Table("kind", "rows", title=str(benchmark.path), box=SIMPLE_HEAD, pad_edge=False)
+    for kind, rows in benchmark.table["kind"].value_counts(sort=False).items():
+        table.add_row(kind, str(rows))
+    table.add_section()
+    table.add_row("left out", str(len(benchmark.skipped)))
     return table
 
 

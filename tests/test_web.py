@@ -15,6 +15,7 @@ from PIL import Image
 
 from dori import fetched, web
 from dori.benchmark import load_benchmark
+from dori.cli import main
 from dori.errors import DoriError
 from dori.fetched import fetch_file, fetch_images
 
@@ -315,3 +316,27 @@ def test_an_interruption_asks_for_no_more(the_web, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fetch_images(addresses)
     assert sum(the_web.asked.values()) < 5
+
+
+def test_a_benchmark_is_checked_and_taken_along(listed, tmp_path, capsys, the_web):
+    (tmp_path / "d.png").write_bytes(b"no picture")
+    assert main(["benchmark", str(listed), f"--out={tmp_path / 'taken'}"]) == 0
+    out, err = capsys.readouterr()
+    assert "left out 2" in " ".join(out.split())
+    assert [line.count("left out") for line in err.splitlines()] == [1, 1]
+    before = the_web.asked.total()
+    taken = load_benchmark(tmp_path / "taken" / "benchmark.csv")
+    assert taken.ids == ["0", "1"]
+    assert taken.images()[:, 0, 0, 0].mul(255).round().tolist() == [1, 2]
+    assert the_web.asked.total() == before
+    the_web.put("/c.png", png(3))
+    assert main(["benchmark", str(listed), f"--out={tmp_path / 'taken'}", "--again"]) == 0
+    assert load_benchmark(tmp_path / "taken" / "benchmark.csv").ids == ["0", "1", "2"]
+
+
+def test_a_directory_of_something_else_is_left_alone(listed, tmp_path, capsys):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("")
+    assert main(["benchmark", str(listed), f"--out={tmp_path / 'taken'}"]) == 2
+    assert "give another directory" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
