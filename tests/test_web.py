@@ -340,3 +340,13 @@ def test_a_directory_of_something_else_is_left_alone(listed, tmp_path, capsys):
     assert main(["benchmark", str(listed), f"--out={tmp_path / 'taken'}"]) == 2
     assert "give another directory" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
+
+
+def test_what_fails_for_one_process_is_left_out_by_all(the_web, monkeypatch):
+    """The second process has the image; the first could not get it, so neither may count it."""
+    one, two = the_web.put("/a.png", png()), the_web.put("/b.png", png(1))
+    monkeypatch.setattr(fetched.parallel, "first", lambda: False)
+    monkeypatch.setattr(fetched.parallel, "gathered", lambda mine: [{two: "no answer"}, *mine])
+    found = fetch_images([one, two])
+    assert isinstance(found[one], Path)
+    assert found[two] == "no answer"
