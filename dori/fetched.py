@@ -69,9 +69,17 @@ def fetch_file(address: str) -> Path:
             "copy you trust"
         )
     url, wanted = known[1], known[2].lower()
-    path = cache() / "files" / wanted / (Path(urlsplit(url).path).name or "file")
-    if path.is_file() and _sha256(path) == wanted:
-        return path
+    try:
+        path = cache() / "files" / wanted / (Path(urlsplit(web.https(url)).path).name or "file")
+        if path.is_file() and _sha256(path) == wanted:
+            return path
+        with _written(path), atomic(path) as temporary:
+            got = web.download(url, temporary, limit=FILE_BYTES, seconds=FILE_SECONDS)
+            if got != wanted:
+                raise DoriError(f"{url}: its sha256 is {got}, not {wanted}; nothing of it was kept")
+    except (web.Refused, web.Unreachable) as error:
+        raise DoriError(f"{url} cannot be fetched: {error}") from None
+    return path
     try:
         with _written(path), atomic(path) as temporary:
             got = web.download(url, temporary, limit=FILE_BYTES, seconds=FILE_SECONDS)
@@ -89,7 +97,7 @@ def _fetch_all(addresses: list[str], *, again: bool) -> dict[str, Path | str]:
     for address in addresses:
         kept = _kept(address)
         if kept is None or (again and isinstance(kept, str)):
-            lacking.setdefault(urlsplit(address).netloc.lower(), []).append(address)
+            lacking.setdefault(_host(address), []).append(address)
         else:
             found[address] = kept
     total, stop = sum(map(len, lacking.values())), threading.Event()
@@ -104,6 +112,14 @@ def _fetch_all(addresses: list[str], *, again: bool) -> dict[str, Path | str]:
         finally:
             stop.set()  # an interruption waits for the files in hand and for no others
     return {address: found[address] for address in addresses}
+
+
+def _host(address: str) -> str:
+    """Who is asked; "" for what is no address, which will be refused."""
+    try:
+        return urlsplit(web.https(address)).netloc.lower()
+    except web.Refused:
+        return ""
 
 
 def _fetch_host(addresses: list[str], bar: tqdm, stop: threading.Event) -> dict[str, Path | str]:

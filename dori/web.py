@@ -170,8 +170,11 @@ def _ask(http: urllib3.PoolManager, url: str) -> urllib3.BaseHTTPResponse:
 
 def _onward(url: str, location: str) -> str:
     """Where a redirection leads; from https to http is no way."""
-    found = urljoin(url, location)
-    if urlsplit(found).scheme.lower() != "https":
+    try:
+        found = urljoin(url, location)
+    except ValueError as error:
+        raise Refused(f"redirects to no web address ({error})") from None
+    if not found.lower().startswith("https:"):
         raise Refused(f"redirects to {found[:120]}, which is not https")
     return https(found)
 

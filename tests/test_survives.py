@@ -22,6 +22,7 @@ from dori import store
 from dori.benchmark import load_benchmark
 from dori.cli import main
 from dori.drawing import noise_seed
+from dori.mitigation.units import Units
 from dori.model import TextToImageModel
 from dori.store import Record, RunStore
 
@@ -245,3 +246,20 @@ def test_records_that_two_write_at_once_are_whole_for_a_third(tmp_path):
         readers = [pool.submit(read, n) for n in range(2)]
         assert [w.result() for w in writers] == [None, None]
         assert set.union(*(r.result() for r in readers)) == {True}
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, -100_000, -1])
+def test_a_truncated_file_of_weights_is_one_line(command, tiny_dir, tmp_path, kept):
+    model = shutil.copytree(tiny_dir, tmp_path / "model")
+    file = next((model / "unet").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:kept])
+    assert "not a whole safetensors file" in one_line(command("evaluate", model=model))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated_units_are_one_line(command, tiny_model, tmp_path, kept):
+    widths = {name: layer.out_features for name, layer in tiny_model.value_layers().items()}
+    file = tmp_path / "units.safetensors"
+    Units.of({name: range(0, width, 2) for name, width in widths.items()}, widths).save(file)
+    file.write_bytes(file.read_bytes()[:kept])
+    assert "units.safetensors" in one_line(command("attack", units=file, steps=1))

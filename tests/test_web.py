@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import one_line
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dori import fetched, web
@@ -106,6 +108,8 @@ def test_redirections_are_followed_to_public_https_addresses(the_web):
         ("https://inside.example/a.png", "inside.example is at 169.254.169.254, which is no public address"),
         ("http://pictures.example/b.png", "which is not https"),
         ("file:///etc/passwd", "which is not https"),
+        ("https://[::1", "no web address"),
+        ("//[", "no web address"),
         ("/a.png", "more than 5 redirections"),
     ],
 )
@@ -137,6 +141,32 @@ def test_a_file_that_is_too_large_is_refused(the_web, tmp_path, headers):
         web.download(address, tmp_path / "a.png", limit=100_000)
     assert the_web.asked["/a.png"] == 1
     assert not (tmp_path / "a.png").exists() or (tmp_path / "a.png").stat().st_size <= 100_000
+
+
+def test_a_file_may_come_in_pieces_of_unknown_number(the_web, tmp_path):
+    body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (png()[:20], png()[20:])) + b"0\r\n\r\n"
+    pieces = {"Transfer_Encoding": "chunked", "Content_Length": ""}
+    assert fetch(the_web.put("/a.png", body, **pieces)).read_bytes() == png()
+    endless = b"ffff\r\n" + bytes(0xFFFF) + b"\r\n"
+    with pytest.raises(web.Refused, match="more than"):
+        web.download(the_web.put("/b.png", endless * 9, **pieces), tmp_path / "b.png", limit=300_000)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    text=st.text(max_size=30), host=st.sampled_from(["", "pictures.example", "[::1]", "pictures.example:"])
+)
+def test_whatever_stands_after_https_is_fetched_or_refused(the_web, text, host):
+    address = f"https://{host}{text}"
+    if is_encodable(address):
+        assert isinstance(fetch(address), str)
+
+
+def is_encodable(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def test_a_slow_server_is_left(the_web, tmp_path):
