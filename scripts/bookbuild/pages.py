@@ -191,6 +191,7 @@ def limits_part() -> str:
         ("Address", "https; an address that is listed as http is asked for by https"),
         ("Server", "at a public address, and so is every server that it redirects to; private, loopback, "
          "link-local and reserved addresses are refused, and what was checked is what is connected to"),
+        ("Proxy", "none is used, as it would look up names by itself"),
         ("Redirections", f"at most {web.REDIRECTS}"),
         ("Size", f"at most {web.MAX_BYTES / 1e6:g} MB"),
         ("Pixels", f"at most {MAX_PIXELS / 1e6:g} million, read from the header before anything is unpacked"),
