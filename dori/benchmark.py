@@ -142,7 +142,10 @@ def write_benchmark(benchmark: Benchmark, out: Path) -> Path:
     Such a directory needs neither the web nor a cache. Raises DoriError for one that holds anything else.
     """
     path = out / "benchmark.csv"
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not path.is_file()):
+    if path.exists() and path.samefile(benchmark.path):
+        raise DoriError(f"{path} would be written over; give another directory")
+    written_before = path.is_file() and (out / "images").is_dir()
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not written_before):
         raise DoriError(f"'{out}' is not empty and holds no benchmark; give another directory")
     (out / "images").mkdir(parents=True, exist_ok=True)
     names = {}

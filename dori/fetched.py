@@ -80,14 +80,6 @@ def fetch_file(address: str) -> Path:
     except (web.Refused, web.Unreachable) as error:
         raise DoriError(f"{url} cannot be fetched: {error}") from None
     return path
-    try:
-        with _written(path), atomic(path) as temporary:
-            got = web.download(url, temporary, limit=FILE_BYTES, seconds=FILE_SECONDS)
-            if got != wanted:
-                raise DoriError(f"{url}: its sha256 is {got}, not {wanted}; nothing of it was kept")
-    except (web.Refused, web.Unreachable) as error:
-        raise DoriError(f"{url} cannot be fetched: {error}") from None
-    return path
 
 
 def _fetch_all(addresses: list[str], *, again: bool) -> dict[str, Path | str]:

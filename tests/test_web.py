@@ -372,6 +372,13 @@ def test_a_directory_of_something_else_is_left_alone(listed, tmp_path, capsys):
     assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
 
 
+def test_a_benchmark_does_not_write_over_itself(benchmark_csv, capsys):
+    before = benchmark_csv.read_text()
+    assert main(["benchmark", str(benchmark_csv), f"--out={benchmark_csv.parent}"]) == 2
+    assert "would be written over" in capsys.readouterr().err
+    assert benchmark_csv.read_text() == before
+
+
 def test_what_fails_for_one_process_is_left_out_by_all(the_web, monkeypatch):
     """The second process has the image; the first could not get it, so neither may count it."""
     one, two = the_web.put("/a.png", png()), the_web.put("/b.png", png(1))
