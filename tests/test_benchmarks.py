@@ -127,3 +127,45 @@ def test_rates_are_those_of_the_whole_experiment(locality):
     assert found["attack"]["batch 1"]["minutes_for_100"] == 25
     assert found["attack"]["times_as_fast"] == 4
     assert found["memory, 128 against 32"]["mib_more_at_peak"] == 24
+
+
+@pytest.fixture(scope="module")
+def sd14(monkeypatch_module):
+    return script("sd14")
+
+
+def test_all_ways_of_the_large_attack_come_to_the_same_losses(sd14):
+    arguments = ["--size=tiny", "--device=cpu", "--images=2", "--at-once=2", "--steps=2"]
+    ways = {}
+    for way in sd14.WAYS:
+        if way not in sd14.parse(arguments).skip:
+            ways[way] = sd14.attacked(sd14.parse([*arguments, f"--way={way}"]))
+    found = sd14.compared(ways)
+    assert len(found) == 4
+    assert found["batched, weights frozen"]["losses_apart"] < 1e-5
+    assert max(one["losses_apart"] for one in found.values()) < 0.02, "half precision"
+    for one in ways.values():
+        assert one["images_per_hour"] == pytest.approx(3600 * 2 / (one["seconds"] * 50 / 2))
+        assert 0 < one["utilisation"] < 1
+
+
+def test_the_work_of_a_row_is_counted(sd14, monkeypatch):
+    """Of a single convolution: 2 * 9 * channels in * channels out * pixels, and the embedding has no part."""
+
+    class Convolution(torch.nn.Conv2d):
+        config = SimpleNamespace(sample_size=8, cross_attention_dim=16)
+
+        def forward(self, noisy, t, encoder_hidden_states):
+            return SimpleNamespace(sample=super().forward(noisy) + encoder_hidden_states.sum())
+
+    part = SimpleNamespace(build=lambda: Convolution(4, 6, 3, padding=1))
+    monkeypatch.setitem(sd14.SIZES, "one", part)
+    found, once = sd14.work_of_a_row("one"), 2 * 9 * 4 * 6 * 64
+    assert found == {"forward": once, "embedding": once, "weights": 2 * once, "keys_and_values": 0}
+
+
+def test_a_row_of_the_real_size_has_keys_and_values(sd14):
+    row = sd14.work_of_a_row("sd14")
+    widths = [320] * 5 + [640] * 5 + [1280] * 6  # its blocks with cross-attention
+    assert row["keys_and_values"] == sum(2 * 2 * 77 * 768 * width for width in widths)
+    assert row["forward"] < row["embedding"] < row["weights"] <= 3 * row["forward"]
