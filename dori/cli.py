@@ -40,7 +40,7 @@ RegularOption = Annotated[
     str | None, typer.Option(help="CSV of prompts that are not memorized", show_default="rows of kind none")
 ]
 DescriptorOption = Annotated[
-    str, typer.Option(help="bundled, or SSCD: the path of its TorchScript file, or https://…#sha256=…")
+    str, typer.Option(help="bundled, sscd (fetched once), or SSCD's TorchScript file or https://…#sha256=…")
 ]
 SeedOption = Annotated[int, typer.Option(help="seed of the run's noise")]
 SeedsOption = Annotated[int | None, typer.Option(min=1, help="images per prompt", show_default="preset")]

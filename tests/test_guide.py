@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
@@ -20,6 +19,7 @@ from networks import Descriptor, Net
 from PIL import Image
 
 from dori.cli import main
+from dori.metrics import copy
 
 pytest_plugins = ["https"]
 
@@ -102,7 +102,7 @@ def test_the_command_line_goes_from_evaluation_to_attack(tmp_path, filled, monke
 
 
 @pytest.fixture
-def published(the_web, tmp_path, tiny_clip):
+def published(the_web, tmp_path, tiny_clip, monkeypatch):
     """What the page on benchmarks names: the three lists, with an image that is gone, and three networks."""
     rows = [
         {"caption": f"dawn {n}", "index": n, "url": the_web.put(f"/{n}.png", picture(n))} for n in range(3)
@@ -114,15 +114,18 @@ def published(the_web, tmp_path, tiny_clip):
     if importlib.util.find_spec("pyarrow"):
         webster = pd.DataFrame(rows).assign(overfit_type=["MV", "TV", "N", "RV"])
         webster.to_parquet(tmp_path / "sdv1_bb_edge_groundtruth.parquet")
-    for name, net in (("sscd_disc_mixup.torchscript.pt", Descriptor()), ("inception-2015-12-05.pt", Net())):
+    for name, net in (("sscd_disc_large.torchscript.pt", Descriptor()), ("inception-2015-12-05.pt", Net())):
         torch.jit.script(net).save(str(tmp_path / name))
     tiny_clip.model.save_pretrained(tmp_path / "my-org" / "my-clip")
     tiny_clip.tokenizer.save_pretrained(tmp_path / "my-org" / "my-clip")
-    file = (tmp_path / "sscd_disc_mixup.torchscript.pt").read_bytes()
-    address = the_web.put("/sscd-copy-detection/sscd_disc_mixup.torchscript.pt", file)
-    the_web.addresses["dl.fbaipublicfiles.com"] = the_web.addresses["pictures.example"]
-    return {"#sha256=$SHA256": f"#sha256={hashlib.sha256(file).hexdigest()}",
-            "https://dl.fbaipublicfiles.com": address.removesuffix(urlsplit(address).path)}  # fmt: skip
+    file = (tmp_path / "sscd_disc_large.torchscript.pt").read_bytes()
+    known = hashlib.sha256(file).hexdigest()
+    for name in ("large", "mixup"):
+        the_web.put(f"/sscd-copy-detection/sscd_disc_{name}.torchscript.pt", file)
+    here = "https://pictures.example/sscd-copy-detection/sscd_disc_"
+    monkeypatch.setattr(copy, "SSCD_ADDRESS", f"{here}mixup.torchscript.pt")
+    monkeypatch.setattr(copy, "SSCD_SHA256", known)
+    return {"$SHA256": known, "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_": here}
 
 
 def picture(colour: int) -> bytes:
@@ -148,10 +151,11 @@ def test_benchmarks_are_checked_fetched_and_measured_as_the_guide_says(
     assert "template 2" in " ".join(said["benchmark memorized_laion_prompts.csv"].split())
     assert "finished" in said["status runs/laion"]
     summaries = {run: json.loads((tmp_path / "runs" / run / "summary.json").read_text())
-                 for run in ("laion", "sscd", "fetched", "measured")}  # fmt: skip
+                 for run in ("laion", "sscd", "large", "fetched", "measured")}  # fmt: skip
     assert summaries["laion"]["n"] == 2  # the smoke preset takes two of the three that are there
     assert summaries["sscd"]["descriptor"] == "sscd_disc_mixup"
-    assert summaries["sscd"]["by_kind"] == summaries["fetched"]["by_kind"]
+    assert summaries["large"]["descriptor"] == summaries["fetched"]["descriptor"] == "sscd_disc_large"
+    assert summaries["large"]["by_kind"] == summaries["fetched"]["by_kind"]
     assert summaries["measured"]["clip"] == "my-org/my-clip"
     assert summaries["measured"]["fidelity"]["features"] == "inception-2015-12-05"
 

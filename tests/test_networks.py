@@ -12,6 +12,7 @@ from networks import Descriptor, Net
 from torch import nn
 
 from dori.errors import DoriError
+from dori.fetched import WITH_HASH
 from dori.metrics.copy import load_descriptor
 from dori.metrics.fidelity import load_features
 from dori.metrics.inception import Inception
@@ -58,6 +59,21 @@ def test_sscd_is_fetched_with_its_hash(the_web, tmp_path):
     assert torch.equal(fetched.embed(images), local.embed(images))
     with pytest.raises(DoriError, match="sha256"):
         load_descriptor(address)
+
+
+@pytest.mark.parametrize(("load", "name"), [(load_descriptor, "sscd"), (load_features, "inception")])
+def test_published_networks_are_named_with_address_and_hash(monkeypatch, tmp_path, load, name):
+    asked = []
+
+    def fetch(address):
+        asked.append(address)
+        raise DoriError("no network")
+
+    for module in ("copy", "inception"):
+        monkeypatch.setattr(f"dori.metrics.{module}.fetch_file", fetch)
+    with pytest.raises(DoriError, match="no network"):
+        load(name)
+    assert WITH_HASH.fullmatch(asked[0])
 
 
 @pytest.mark.parametrize("net", [nn.Conv2d(3, 4, 3), nn.Linear(3, 4)])

@@ -16,6 +16,11 @@ from dori.errors import DoriError
 from dori.fetched import fetch_file, is_address
 from dori.store import weights_hash
 
+# sscd_disc_mixup, which NeMo measures with, as its authors publish it (github.com/facebookresearch/
+# sscd-copy-detection). They give no hash; this one stands in several projects that use the file.
+SSCD_ADDRESS = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"
+SSCD_SHA256 = "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56"
+
 
 class CopyDescriptor(Protocol):
     """Images in, unit vectors out; two images are copies when their dot product exceeds `threshold`."""
@@ -135,10 +140,13 @@ def describe(descriptor: CopyDescriptor) -> str:
 
 
 def load_descriptor(source: str | Path = "bundled", *, device: str | torch.device = "cpu") -> CopyDescriptor:
-    """The bundled descriptor, a directory like its, or SSCD: a TorchScript file's path or https://…#sha256=….
+    """The bundled descriptor, a directory like its, or SSCD.
 
-    Raises DoriError.
+    SSCD is `sscd` (the published sscd_disc_mixup, fetched once), the path of another TorchScript file of its
+    authors, or https://…#sha256=…. Raises DoriError.
     """
+    if str(source) == "sscd":
+        source = f"{SSCD_ADDRESS}#sha256={SSCD_SHA256}"
     if str(source) == "bundled":
         from dori.testbed.paths import TESTBED
 
@@ -148,7 +156,7 @@ def load_descriptor(source: str | Path = "bundled", *, device: str | torch.devic
         return BundledDescriptor(path, device=device)
     if not path.is_file():
         raise DoriError(
-            f"descriptor '{source}' is not here: use bundled, or the path of an SSCD TorchScript file or its "
-            "address, https://…#sha256=…"
+            f"descriptor '{source}' is not here: use bundled, sscd, or an SSCD TorchScript file's path or "
+            "address (https://…#sha256=…)"
         )
     return SSCD(path, device=device)
