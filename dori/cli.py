@@ -30,7 +30,7 @@ ModelOption = Annotated[
     str, typer.Option(help="a name of `dori models`, a diffusers directory, a .safetensors file or a Hub id")
 ]
 BenchmarkOption = Annotated[
-    str, typer.Option(help="CSV of id,prompt,image[,kind][,split]; testbed or regular")
+    str, typer.Option(help="CSV, .jsonl or .parquet of id,prompt,image[,kind][,split]; testbed or regular")
 ]
 PresetOption = Annotated[str, typer.Option(help="smoke, quick, full or paper: prompts, seeds and steps")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
@@ -39,7 +39,9 @@ RunOption = Annotated[Path, typer.Option(help="run directory; a second run compu
 RegularOption = Annotated[
     str | None, typer.Option(help="CSV of prompts that are not memorized", show_default="rows of kind none")
 ]
-DescriptorOption = Annotated[str, typer.Option(help="bundled, or the path of an SSCD TorchScript file")]
+DescriptorOption = Annotated[
+    str, typer.Option(help="bundled, sscd (fetched once), or SSCD's TorchScript file or https://…#sha256=…")
+]
 SeedOption = Annotated[int, typer.Option(help="seed of the run's noise")]
 SeedsOption = Annotated[int | None, typer.Option(min=1, help="images per prompt", show_default="preset")]
 
@@ -67,18 +69,40 @@ def evaluate(
     guidance: Annotated[
         float | None, typer.Option(help="guidance scale; 1: no guidance", show_default="the model's")
     ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="alignment with the prompts by a CLIP: a directory, a Hub id, or bundled"),
+    ] = None,
+    fid: Annotated[
+        str | None,
+        typer.Option(
+            help="FID and KID of kind none by: inception (fetched once), its file, https://…#sha256=…, or "
+            "clip (the bundled one's features)"
+        ),
+    ] = None,
 ) -> None:
     """Draw images for every prompt, score them against the training images, write results and summary."""
+    from dori.experiments.evaluate import check_fidelity
     from dori.experiments.evaluate import evaluate as run
     from dori.experiments.options import pick_prompts, study_of
     from dori.experiments.runfiles import claim
+    from dori.metrics.alignment import ClipScorer
+    from dori.metrics.fidelity import load_features
 
     prompts, picked = pick_prompts(benchmark, preset, ids=item)
+    check_fidelity(picked, fid)
     claim(out, "evaluate")
     study = study_of(
         prompts, model=model, preset=preset, device=device, descriptor=descriptor, seed=seed, run_dir=out
     )
-    summary = run(study, picked, study.sampling(seeds=seeds, guidance_scale=guidance, steps=steps))
+    on = study.model.device
+    summary = run(
+        study,
+        picked,
+        study.sampling(seeds=seeds, guidance_scale=guidance, steps=steps),
+        clip=ClipScorer.load(clip, device=on) if clip else None,
+        features=load_features(fid, device=on) if fid else None,
+    )
     _report(study, summary, evaluation_table(summary))
 
 
@@ -233,6 +257,41 @@ def mitigate(
     if parallel.first():
         console.print(table)
         console.print(f"{out}: {len(picked.skipped)} rows skipped")
+
+
+@app.command()
+def benchmark(
+    file: Annotated[str, typer.Argument(help="CSV, .jsonl or .parquet; see the guide for columns")],
+    out: Annotated[
+        Path | None, typer.Option(help="directory for its usable rows, with copies of their images")
+    ] = None,
+    *,
+    again: Annotated[
+        bool, typer.Option("--again", help="ask anew for images that were refused before")
+    ] = False,
+) -> None:
+    """Check a benchmark and fetch its images: how many rows can be used, and why others cannot."""
+    from dori.benchmark import load_benchmark, readable, write_benchmark
+    from dori.terminal import benchmark_table
+
+    found = readable(load_benchmark(file, strict=False, again=again))
+    console.print(benchmark_table(found))
+    if out is not None:
+        console.print(f"{write_benchmark(found, out.expanduser())}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="the --out of an evaluation, an attack or a mitigation")],
+) -> None:
+    """Say how far a run is: items done of items asked for, rows left out, last write, versions, machine."""
+    from dori.status import read_status
+    from dori.terminal import status_table
+
+    found = read_status(run)
+    console.print(status_table(found))
+    for name, reason in found.left_out.items():
+        console.print(f"left out: {name}: {reason}", soft_wrap=True, markup=False)
 
 
 @app.command()

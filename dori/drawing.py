@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 VERSION = 1  # of sampling and scoring; raised when results change, so that old records do not count
 
 
+class NotFinite(DoriError):
+    """A model gave no numbers: that item is left out, the others go on."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Everything about drawing images that decides them, besides model, prompt and noise."""
@@ -106,8 +110,8 @@ def score_triggers(
 
     Returns a row per image, in the order of the triggers: id, seed, score, replicated, and the benchmark's
     columns but prompt and image; `numbered` adds `trigger`, the number in the list, which tells those of one
-    row apart. Rows whose training image cannot be read are left out, logged, and named in `attrs["skipped"]`.
-    Raises DoriError if no row is left.
+    row apart. Rows whose training image cannot be read, and triggers of which an image or a score is not
+    finite, are left out, logged, and named in `attrs["skipped"]`. Raises DoriError if nothing is left.
     """
     sampling, skipped, keys = sampling or study.sampling(), {}, {}
     for n, trigger in enumerate(triggers):
@@ -116,15 +120,16 @@ def score_triggers(
         except DoriError as error:
             skipped[trigger.id] = str(error)
     report(skipped, of=len({trigger.id for trigger in triggers}))
+    study.store.ask("score", keys.values())
     todo = [n for n in parallel.mine(list(keys)) if study.store.find("score", keys[n]) is None]
     _draw_lacking(study, [triggers[n] for n in todo], sampling)
     for n in todo:
-        trigger, images = triggers[n], _kept(study, triggers[n], sampling)
-        original = prompts.images([trigger.id])
-        scores = similarity(study.descriptor.embed(images), study.descriptor.embed(original))[:, 0]
-        study.store.save("score", keys[n], Record({"scores": scores.tolist()}))
+        study.store.save("score", keys[n], _scored(study, prompts, triggers[n], sampling))
     parallel.wait()
-    scores = {n: study.store.find("score", key).values["scores"] for n, key in keys.items()}
+    found = {n: study.store.find("score", key).values for n, key in keys.items()}
+    lost = {triggers[n].id: values["failed"] for n, values in found.items() if "failed" in values}
+    report(lost, of=len({triggers[n].id for n in found}))
+    scores = {n: values["scores"] for n, values in found.items() if "failed" not in values}
     table = replication_table(scores, study.descriptor.threshold).rename(columns={"id": "trigger"})
     table.insert(0, "id", [triggers[n].id for n in table["trigger"]])
     about = prompts.table.drop(columns=["prompt", "image"])
@@ -132,8 +137,21 @@ def score_triggers(
     table = table.merge(about, left_on="id", right_index=True, how="left")
     if numbered:
         table["trigger"] = numbers
-    table.attrs["skipped"] = skipped
+    table.attrs["skipped"] = skipped | lost
     return table
+
+
+def _scored(study: "Study", prompts: Benchmark, trigger: Trigger, sampling: Sampling) -> Record:
+    """Scores of a trigger's images, or why there are none: the model's doing, so it would be so again."""
+    try:
+        images = _kept(study, trigger, sampling)
+    except NotFinite as error:
+        return Record({"failed": str(error), "id": trigger.id})
+    original = prompts.images([trigger.id])
+    scores = similarity(study.descriptor.embed(images), study.descriptor.embed(original))[:, 0]
+    if not bool(scores.isfinite().all()):
+        return Record({"failed": "a score is not finite", "id": trigger.id})
+    return Record({"scores": scores.tolist()})
 
 
 def generate_and_score(
@@ -219,13 +237,20 @@ def _draw(
     rows = rows_at_once(study)
     for ks in _batches(numbers, rows):
         for part in _batches(triggers, max(1, rows // len(ks))):
-            images = to_uint8(_batch(study, part, ks, sampling))
+            images = _batch(study, part, ks, sampling)
             for n, trigger in enumerate(part):
                 keys = _image_keys(study, trigger, sampling)
                 for k, image in zip(ks, images[:, n], strict=True):
-                    study.store.save("image", keys[k], Record({}, {"image": image.clone()}))
+                    study.store.save("image", keys[k], _image_record(image))
             if bar is not None:
                 bar.update(len(ks) * len(part))
+
+
+def _image_record(image: Tensor) -> Record:
+    """What is kept of an image: its bytes, or the word that it is none."""
+    if not bool(image.isfinite().all()):
+        return Record({"failed": "not finite"})
+    return Record({}, {"image": to_uint8(image)})
 
 
 def _batch(study: "Study", triggers: Sequence[Trigger], numbers: Sequence[int], sampling: Sampling) -> Tensor:
@@ -246,13 +271,15 @@ def _batch(study: "Study", triggers: Sequence[Trigger], numbers: Sequence[int], 
 
 
 def _kept(study: "Study", trigger: Trigger, sampling: Sampling) -> Tensor:
-    """Images of a trigger from the store; a file that is damaged is drawn again."""
+    """Images of a trigger from the store; a file that is damaged is drawn again. Raises NotFinite."""
     keys = _image_keys(study, trigger, sampling)
     found = [study.store.find("image", key) for key in keys]
     damaged = [k for k, record in enumerate(found) if record is None]
     if damaged:
         _draw(study, [trigger], damaged, sampling)
         found = [study.store.find("image", key) for key in keys]
+    if any("image" not in record.tensors for record in found):
+        raise NotFinite("an image is not finite")
     return torch.stack([record.tensors["image"] for record in found]).float() / 255
 
 

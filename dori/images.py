@@ -1,5 +1,6 @@
 """Pictures on disk to tensors and back, bounded and with one clear line when a file is not a picture."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,25 +12,43 @@ from torch import Tensor
 from dori.errors import DoriError
 
 MAX_PIXELS = 64_000_000  # read from the header, before anything is decoded
+Image.init()
+# Pictures alone: other readers of the library start programs (EPS) or know formats nobody photographs in.
+FORMATS = [f for f in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM") if f in Image.OPEN]
 
 
 def read_image(path: Path, *, size: int | None = None) -> Tensor:
     """An RGB image as (3, H, W) in [0, 1]; with `size`, resized to a square (aspect not kept)."""
+    rgb = _decoded(path)
+    if size is not None and rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(rgb).copy()).permute(2, 0, 1).float() / 255
+
+
+def check_image(path: Path) -> str:
+    """The file's format, as PIL names it ("PNG"). Raises DoriError if it is no whole image, or too large."""
+    return _decoded(path).info["format"]
+
+
+def _decoded(path: Path) -> Image.Image:
+    """An RGB image; what its header says about its size is believed before anything is unpacked."""
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DoriError(
-                    f"{path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read"
-                )
-            rgb = image.convert("RGB")
-            if size is not None and rgb.size != (size, size):
-                rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
-            pixels = np.asarray(rgb)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DoriError(
+                        f"{path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read"
+                    )
+                rgb = image.convert("RGB")
+                rgb.info["format"] = image.format
+                return rgb
     except FileNotFoundError:
         raise DoriError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise DoriError(f"{path}: more than {MAX_PIXELS} pixels, which is the most that is read") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise DoriError(f"{path}: not a readable image ({error})") from None
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
 def stack_images(paths: Sequence[Path], *, size: int | None = None) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dori.archive import TOUCHED, Archive
 from dori.errors import DoriError
+from dori.status import PROGRESS
 
 PACKAGES = ("dori", "torch", "diffusers", "transformers", "numpy", "pandas", "scipy", "torchmetrics")
 
@@ -86,6 +87,8 @@ class RunStore:
         self.computed = 0
         self.touched: set[str] = set()  # names of the records that were asked for and found
         self.shipped: set[str] = set()  # of them, those that came from the archive
+        self.about: dict | None = None  # what a command is doing here, once it has said so
+        self.asked: dict[str, dict[str, None]] = {}  # stage -> keys that it wants
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -146,19 +149,31 @@ class RunStore:
         """The stored record, computed and stored first if it is missing."""
         return self.find(stage, decides) or self.save(stage, decides, compute())
 
+    def announce(self, **about: object) -> None:
+        """Write what is being done here, for `dori status`; `ask` is noted there from now on."""
+        where = {"process": os.getpid(), "host": platform.node(), "started": _utc(time.time())}
+        code = {"versions": versions(), "commit": commit(), "machine": _machine()}
+        self.about = {**about, **where, **code}
+        self._note_progress()
+
+    def ask(self, stage: str, wanted: Iterable[Mapping]) -> None:
+        """Note that the records of these keys will be made."""
+        if self.about is not None:
+            self.asked.setdefault(stage, {}).update(dict.fromkeys(map(content_key, wanted)))
+            self._note_progress()
+
+    def _note_progress(self) -> None:
+        asked = {stage: list(keys) for stage, keys in self.asked.items()}
+        write_json(self.directory / PROGRESS, {**self.about, "asked": asked})
+
     def provenance(self, **more: object) -> dict:
         """Versions, commit, machine and wall time of this run, as a plain dict."""
         return {
             "versions": {"python": platform.python_version(), **versions()},
             "commit": commit(),
-            "machine": {
-                "system": platform.platform(),
-                "cpu": _cpu_name(),
-                "cores": os.cpu_count(),
-                "gpu": _gpu_name(),
-            },
+            "machine": _machine(),
             "threads": torch.get_num_threads(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "started": _utc(self.started),
             "wall_seconds": round(time.time() - self.started, 2),
             "records_computed": self.computed,
             "records_shipped": len(self.shipped),
@@ -253,6 +268,15 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def _machine() -> dict[str, object]:
+    system, cores = platform.platform(), os.cpu_count()
+    return {"system": system, "cpu": _cpu_name(), "cores": cores, "gpu": _gpu_name()}
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _cpu_name() -> str:

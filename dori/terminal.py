@@ -12,14 +12,24 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 if TYPE_CHECKING:  # torch loads with the first command that needs it
+    from dori.benchmark import Benchmark
     from dori.mitigation.units import Units
+    from dori.status import Status
 
 
 def evaluation_table(summary: dict) -> Table:
     """The figures of an evaluation's summary.json for a terminal."""
-    table = _rates_table(summary, "kind")
+    table = _rates_table(summary, "kind", more=["alignment"] if "clip" in summary else [])
     for kind, found in summary["by_kind"].items():
-        table.add_row(kind, *_rates(found))
+        aligned = [f"{found['alignment']['value']:.3f}"] if "clip" in summary else []
+        table.add_row(kind, *_rates(found), *aligned)
+    if "clip" in summary:
+        table.caption = f"alignment by {summary['clip']}"
+    if found := summary.get("fidelity"):
+        figures = f"FID {found['fid']:.2f}, KID x 1000 {found['kid_1000']:.2f}"
+        counts = f"{found['n_generated']} images against {found['n_real']}"
+        by = f"{figures} by {found['features']}, {counts}"
+        table.caption = f"{table.caption}\n{by}" if table.caption else by
     return table
 
 
@@ -29,6 +39,46 @@ def attack_table(summary: dict) -> Table:
     for kind, by_steps in summary["by_kind"].items():
         for steps, found in by_steps.items():
             table.add_row(kind, steps, *_rates(found), f"{found['moved_median']:.2f}")
+    return table
+
+
+def benchmark_table(benchmark: Benchmark) -> Table:
+    """Rows of each kind, and how many there are that cannot be used."""
+    table = Table("kind", "rows", title=str(benchmark.path), box=SIMPLE_HEAD, pad_edge=False)
+    for kind, rows in benchmark.table["kind"].value_counts(sort=False).items():
+        table.add_row(kind, str(rows))
+    table.add_section()
+    table.add_row("left out", str(len(benchmark.skipped)))
+    return table
+
+
+def status_table(status: Status) -> Table:
+    """How far a run is, and what it runs on."""
+    from dori.status import ago
+
+    about = status.about
+    title = " ".join(str(about[k]) for k in ("command", "model") if k in about) or str(status.directory)
+    table = Table(
+        "", "", title=f"{title}: {status.state}", show_header=False, box=SIMPLE_HEAD, pad_edge=False
+    )
+    for stage in status.stages:
+        counted = f"{stage.done} of {stage.asked}" if stage.asked is not None else f"{stage.kept}"
+        table.add_row(f"records: {stage.name}", counted)
+    table.add_row("left out", str(len(status.left_out)))
+    table.add_row("last write", ago(status.last))
+    if status.wall_seconds is not None:
+        table.add_row("wall time", f"{status.wall_seconds:.0f} s (last run)")
+    machine, versions = about.get("machine", {}), about.get("versions", {})
+    rows = {
+        "benchmark": about.get("benchmark"),
+        "started": about.get("started"),
+        "on": ", ".join(str(x) for x in (about.get("host"), machine.get("gpu") or machine.get("cpu")) if x),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
+        "commit": about.get("commit"),
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, str(value))
     return table
 
 

@@ -76,6 +76,8 @@ def assemble(layout: Layout) -> None:
             "figures": pages.figures_part(figures),
             "presets": pages.presets_part(),
             "memory": pages.memory_part(),
+            "columns": pages.columns_part(),
+            "limits": pages.limits_part(),
             "assignments": classroom.assignments_part(),
             "rubric": classroom.rubric_part(),
             "cli": commands.commands_part(),

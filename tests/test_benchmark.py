@@ -59,7 +59,7 @@ def test_a_bad_row_is_named(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    ("image", "message"), [("c.png", "'c.png' does not exist"), ("https://x.org/a.png", "not fetched yet")]
+    ("image", "message"), [("c.png", "'c.png' does not exist"), ("ftp://x.org/a.png", "does not exist")]
 )
 def test_an_image_that_is_not_here_is_named(tmp_path, image, message):
     path = write_benchmark(tmp_path, rows())
@@ -106,7 +106,7 @@ def test_bad_rows_are_left_out_where_that_is_allowed_and_named(tmp_path, caplog)
     assert [r.removeprefix(f"{path}, ") for r in reasons] == [
         "line 4: id 'a' appears twice",
         "line 5: empty prompt",
-        "line 6: image 'e.png' does not exist; paths are relative to the CSV",
+        "line 6: image 'e.png' does not exist; paths are relative to the file",
     ]
     assert [r.message for r in caplog.records] == [f"{reason}; left out" for reason in reasons]
 

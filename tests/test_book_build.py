@@ -410,3 +410,12 @@ def test_the_guide_explains_every_setting_of_a_preset():
     fields = {field.name for field in dataclasses.fields(Preset)} - {"name"}
     assert set(pages.SETTINGS) == fields
     assert "`quick`" in pages.presets_part()
+
+
+def test_limits_and_columns_are_those_of_the_code(monkeypatch):
+    monkeypatch.setattr("dori.web.MAX_BYTES", 7_000_000)
+    monkeypatch.setattr("dori.web.REDIRECTS", 9)
+    limits = dict(re.findall(r"^\| (\w+) \| (.+) \|$", pages.limits_part(), re.M))
+    assert (limits["Size"], limits["Redirections"]) == ("at most 7 MB", "at most 9")
+    assert "| `id` | `index` |" in pages.columns_part()
+    assert "| `template` in `kind` | `TM`, `TV` |" in pages.columns_part()

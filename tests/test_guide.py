@@ -1,5 +1,9 @@
 """The guides' commands do what is said: each is run, on a tiny model and a small benchmark."""
 
+import hashlib
+import importlib.util
+import io
+import json
 import os
 import re
 import shlex
@@ -8,9 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
+from networks import Descriptor, Net
+from PIL import Image
 
 from dori.cli import main
+from dori.metrics import copy
+
+pytest_plugins = ["https"]
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--preset=smoke", "--device=cpu"]
@@ -46,7 +57,8 @@ def filled(tiny_dir, training_csv):
 
 
 def test_every_command_is_of_a_kind_that_is_run_here():
-    programs = {c.split()[0] for page in ("guide.md", "clusters.md") for c in commands(page)}
+    pages = ("guide.md", "clusters.md", "benchmarks.md")
+    programs = {c.split()[0] for page in pages for c in commands(page)}
     assert programs == {"make", "jupytext", "dori", "accelerate"}
 
 
@@ -87,6 +99,65 @@ def test_the_command_line_goes_from_evaluation_to_attack(tmp_path, filled, monke
     for run in ("mine", "nemo", "nemo-attacked"):
         assert (tmp_path / "runs" / run / "summary.json").is_file()
     assert (tmp_path / "my-model-trained" / "model_index.json").is_file()
+
+
+@pytest.fixture
+def published(the_web, tmp_path, tiny_clip, monkeypatch):
+    """What the page on benchmarks names: the three lists, with an image that is gone, and three networks."""
+    rows = [
+        {"caption": f"dawn {n}", "index": n, "url": the_web.put(f"/{n}.png", picture(n))} for n in range(3)
+    ]
+    rows += [{"caption": "gone", "index": 3, "url": "http://pictures.example/gone.png"}]
+    (tmp_path / "sdv1_500_memorized.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = pd.DataFrame(rows).rename(columns=str.capitalize).assign(type=["VM", "TM", "TM", "VM"])
+    table.rename(columns={"Url": "URL"}).to_csv(tmp_path / "memorized_laion_prompts.csv", sep=";")
+    if importlib.util.find_spec("pyarrow"):
+        webster = pd.DataFrame(rows).assign(overfit_type=["MV", "TV", "N", "RV"])
+        webster.to_parquet(tmp_path / "sdv1_bb_edge_groundtruth.parquet")
+    for name, net in (("sscd_disc_large.torchscript.pt", Descriptor()), ("inception-2015-12-05.pt", Net())):
+        torch.jit.script(net).save(str(tmp_path / name))
+    tiny_clip.model.save_pretrained(tmp_path / "my-org" / "my-clip")
+    tiny_clip.tokenizer.save_pretrained(tmp_path / "my-org" / "my-clip")
+    file = (tmp_path / "sscd_disc_large.torchscript.pt").read_bytes()
+    known = hashlib.sha256(file).hexdigest()
+    for name in ("large", "mixup"):
+        the_web.put(f"/sscd-copy-detection/sscd_disc_{name}.torchscript.pt", file)
+    here = "https://pictures.example/sscd-copy-detection/sscd_disc_"
+    monkeypatch.setattr(copy, "SSCD_ADDRESS", f"{here}mixup.torchscript.pt")
+    monkeypatch.setattr(copy, "SSCD_SHA256", known)
+    return {"$SHA256": known, "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_": here}
+
+
+def picture(colour: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (colour, 0, 0)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def test_benchmarks_are_checked_fetched_and_measured_as_the_guide_says(
+    tmp_path, filled, published, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    for command in of("benchmarks.md", "dori"):
+        for word, here in published.items():
+            command = command.replace(word, here)
+        _, name, *options = filled(command)
+        if options[0].endswith(".parquet") and not Path(options[0]).is_file():
+            continue  # no pyarrow here
+        assert main([name, *options, *(SMALL if name == "evaluate" else [])]) == 0, capsys.readouterr().err
+        said[" ".join([name, *options[:1]])] = capsys.readouterr().out
+    assert "left out 1" in " ".join(said["benchmark memorized_laion_prompts.csv"].split())
+    assert "template 2" in " ".join(said["benchmark memorized_laion_prompts.csv"].split())
+    assert "finished" in said["status runs/laion"]
+    summaries = {run: json.loads((tmp_path / "runs" / run / "summary.json").read_text())
+                 for run in ("laion", "sscd", "large", "fetched", "measured")}  # fmt: skip
+    assert summaries["laion"]["n"] == 2  # the smoke preset takes two of the three that are there
+    assert summaries["sscd"]["descriptor"] == "sscd_disc_mixup"
+    assert summaries["large"]["descriptor"] == summaries["fetched"]["descriptor"] == "sscd_disc_large"
+    assert summaries["large"]["by_kind"] == summaries["fetched"]["by_kind"]
+    assert summaries["measured"]["clip"] == "my-org/my-clip"
+    assert summaries["measured"]["fidelity"]["features"] == "inception-2015-12-05"
 
 
 @pytest.mark.parametrize("command", of("clusters.md", "accelerate"))

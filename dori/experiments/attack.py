@@ -10,7 +10,7 @@ from dori.attack import Attack
 from dori.benchmark import Benchmark
 from dori.experiments.fragility import TOKEN_BUDGETS, attack_table, unlearndiff_table
 from dori.experiments.options import chosen
-from dori.experiments.runfiles import about, left_out, rates_of, write_run
+from dori.experiments.runfiles import about, announce, left_out, rates_of, write_run
 from dori.mitigation.units import Units
 from dori.model import TextToImageModel
 from dori.study import Sampling, Study
@@ -33,6 +33,7 @@ def attack(study: Study, prompts: Benchmark, plan: Attack | UnlearnDiff, samplin
     takes no embedding, or nothing can be attacked.
     """
     study.model.value_layers()  # without cross-attention an embedding changes nothing
+    announce(study, prompts, command="attack")
     search = attack_table if isinstance(plan, Attack) else unlearndiff_table
     table = search(study, prompts, plan, sampling=sampling)
     summary = {

@@ -50,8 +50,8 @@ def attack_table(
     units = units or {}
     found, skipped = run_attacks(study, prompts, plan, units)
     parts = [_scored(study, prompts, found, s, units=units, sampling=sampling) for s in plan.steps]
-    table = pd.concat(parts, ignore_index=True).assign(init=plan.init, attacker="DoRI")
-    table.attrs["skipped"] = skipped
+    table = _together(parts).assign(init=plan.init, attacker="DoRI")
+    table.attrs["skipped"] |= skipped
     return table
 
 
@@ -149,6 +149,7 @@ def unlearndiff_table(
         looked = {i: r for i, r in found.items() if ended.empty or i not in set(ended["id"])}
         if looked:
             part = _scored(study, prompts, looked, step, units=units, sampling=sampling)
+            skipped |= part.attrs["skipped"]
             texts = {i: r.values["text"][str(step)] for i, r in looked.items()}
             ended = pd.concat([ended, part.assign(text=part["id"].map(texts))], ignore_index=True)
         parts.append(ended.assign(steps=step))
@@ -238,7 +239,10 @@ def _scored(
     """What the embeddings found after so many steps paint, and how far they have moved."""
     triggers = [Trigger(i, r.tensors[str(step)], units.get(i)) for i, r in found.items()]
     about = pd.DataFrame([_moved(i, r, step) for i, r in found.items()], columns=["id", *MOVED])
-    return score_triggers(study, prompts, triggers, sampling).merge(about, on="id", how="left")
+    scored = score_triggers(study, prompts, triggers, sampling)
+    table = scored.merge(about, on="id", how="left")
+    table.attrs["skipped"] = scored.attrs["skipped"]
+    return table
 
 
 def _moved(item: str, record: Record, step: int) -> tuple:

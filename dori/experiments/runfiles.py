@@ -31,6 +31,19 @@ def about(study: Study, prompts: Benchmark, sampling: Sampling, *, command: str)
     }
 
 
+def announce(study: Study, prompts: Benchmark, *, command: str) -> None:
+    """Tell `dori status` what begins here."""
+    study.store.announce(
+        command=command,
+        model=study.model.name,
+        benchmark=str(prompts.path),
+        device=str(study.model.device),
+        preset=study.preset.name,
+        rows=len(prompts),
+        left_out=[row._asdict() for row in prompts.skipped],
+    )
+
+
 def left_out(prompts: Benchmark, table: pd.DataFrame | None = None) -> dict:
     """Rows that were not measured, counted and with reasons: those of the file, then those of the table."""
     found = {} if table is None else table.attrs["skipped"]

@@ -84,6 +84,7 @@ def run_searches(
     if plan.optimizer == "adam":  # the only one there was when the first records were made
         del decides["optimizer"]
     keys = {j.place: {**j.key, **decides, "start": begins[j.place]} for j in jobs}
+    study.store.ask("attack", [{**key, "step": s} for key in keys.values() for s in plan.steps])
 
     def stored(job: Job) -> Record | None:
         at = job.place
@@ -115,6 +116,7 @@ def run_unlearndiff(study: Study, prompts: Benchmark, plan: UnlearnDiff, units: 
     the tokens found after each look, values have the tokens too. The record is of the whole search."""
     jobs, skipped = _jobs(study, prompts, units, "unlearndiff")
     keys = {job.id: {**job.key, **dataclasses.asdict(plan), "prompt": job.prompt} for job in jobs}
+    study.store.ask("unlearndiff", keys.values())
 
     def stored(job: Job) -> Record | None:
         return study.store.find("unlearndiff", keys[job.id])

@@ -33,7 +33,8 @@ class ClipScorer:
     @classmethod
     def load(cls, source: str | Path = "bundled", *, device: str | torch.device = "cpu") -> "ClipScorer":
         """The testbed's own CLIP, or a transformers CLIP directory or Hub id. Raises DoriError."""
-        if str(source) == "bundled":
+        bundled = str(source) == "bundled"
+        if bundled:
             from dori.testbed.paths import TESTBED
 
             source = TESTBED / "clip"
@@ -43,7 +44,7 @@ class ClipScorer:
         except Exception as error:  # transformers and the Hub client raise many kinds
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DoriError(f"CLIP '{source}' cannot be loaded ({first[:160]})") from None
-        name = "clip (bundled)" if Path(source).is_dir() and Path(source).name == "clip" else str(source)
+        name = "clip (bundled)" if bundled else str(source)
         return cls(model, tokenizer, name=name, device=device, **_normalisation(Path(source)))
 
     @torch.no_grad()

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dori.errors import DoriError
+from dori.fetched import fetch_file, is_address
 from dori.store import weights_hash
+
+# sscd_disc_mixup, which NeMo measures with, as its authors publish it (github.com/facebookresearch/
+# sscd-copy-detection). They give no hash; this one stands in several projects that use the file.
+SSCD_ADDRESS = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"
+SSCD_SHA256 = "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56"
 
 
 class CopyDescriptor(Protocol):
@@ -110,6 +116,13 @@ class SSCD(NetDescriptor):
         except (RuntimeError, ValueError, OSError) as error:
             raise DoriError(f"{path}: not a TorchScript file ({str(error).splitlines()[0][:120]})") from None
         super().__init__(net, name=path.name.split(".")[0], threshold=0.7, image_size=320, device=device)
+        try:
+            found = self.embed(torch.zeros(2, 3, 8, 8))
+        except (RuntimeError, IndexError, AttributeError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise DoriError(f"{path}: takes no images of 320 x 320 ({first[:120]})") from None
+        if found.ndim != 2 or len(found) != 2:
+            raise DoriError(f"{path}: gives {tuple(found.shape)} for two images; a descriptor gives (2, d)")
 
 
 def describe(descriptor: CopyDescriptor) -> str:
@@ -127,16 +140,23 @@ def describe(descriptor: CopyDescriptor) -> str:
 
 
 def load_descriptor(source: str | Path = "bundled", *, device: str | torch.device = "cpu") -> CopyDescriptor:
-    """The bundled descriptor, a directory like data/testbed/descriptor, or an SSCD TorchScript file."""
+    """The bundled descriptor, a directory like its, or SSCD.
+
+    SSCD is `sscd` (the published sscd_disc_mixup, fetched once), the path of another TorchScript file of its
+    authors, or https://…#sha256=…. Raises DoriError.
+    """
+    if str(source) == "sscd":
+        source = f"{SSCD_ADDRESS}#sha256={SSCD_SHA256}"
     if str(source) == "bundled":
         from dori.testbed.paths import TESTBED
 
         source = TESTBED / "descriptor"
-    path = Path(source).expanduser()
+    path = fetch_file(str(source)) if is_address(str(source)) else Path(source).expanduser()
     if path.is_dir():
         return BundledDescriptor(path, device=device)
     if not path.is_file():
         raise DoriError(
-            f"descriptor '{source}' is not here: use bundled, or the path of an SSCD TorchScript file"
+            f"descriptor '{source}' is not here: use bundled, sscd, or an SSCD TorchScript file's path or "
+            "address (https://…#sha256=…)"
         )
     return SSCD(path, device=device)

@@ -1,6 +1,7 @@
 """How good and how varied are generations, and how near do they come to any training image?"""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,30 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_kernel
 
+from dori.metrics.alignment import ClipScorer
 from dori.metrics.copy import CopyDescriptor, pairwise, similarity
+from dori.metrics.inception import Inception
 from dori.metrics.intervals import Estimate, bootstrap
 
-# Fréchet and kernel distance on CLIP's image features, never to be read beside Inception's.
-FID_NAME = "clip-fid (bundled)"
+
+class Features(Protocol):
+    """What FID and KID are made of: Inception's (`metrics.inception`), or CLIP's as a stated substitute.
+
+    Values of the two are never to be read beside each other, so a result carries the `name`.
+    """
+
+    name: str
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, d)."""
+        ...
+
+
+def load_features(source: str, *, device: str | torch.device = "cpu") -> Features:
+    """`clip` for the bundled CLIP's features, else Inception's: `inception`, a file, https://…#sha256=…."""
+    if source == "clip":
+        return ClipScorer.load(device=device)
+    return Inception.load(source, device=device)
 
 
 class _AsTheyAre(nn.Module):

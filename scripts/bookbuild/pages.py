@@ -172,6 +172,35 @@ def memory_part() -> str:
     return table(("Model", "Half precision", "float32", "Fine-tuning"), rows)
 
 
+def columns_part() -> str:
+    """What others call the columns of a benchmark, and their words for its kinds."""
+    from dori.promptfiles import CALLED, CODES
+
+    rows = [(f"`{name}`", ", ".join(f"`{other}`" for other in others)) for name, others in CALLED.items()]
+    words = {kind: [code for code, found in CODES.items() if found == kind] for kind in CODES.values()}
+    rows += [(f"`{kind}` in `kind`", ", ".join(f"`{c}`" for c in codes)) for kind, codes in words.items()]
+    return table(("Here", "Elsewhere"), rows)
+
+
+def limits_part() -> str:
+    """What an image at a web address may be like, from the code's own limits."""
+    from dori import web
+    from dori.images import FORMATS, MAX_PIXELS
+
+    rows = [
+        ("Address", "https; an address that is listed as http is asked for by https"),
+        ("Server", "at a public address, and so is every server that it redirects to; private, loopback, "
+         "link-local and reserved addresses are refused, and what was checked is what is connected to"),
+        ("Proxy", "none is used, as it would look up names by itself"),
+        ("Redirections", f"at most {web.REDIRECTS}"),
+        ("Size", f"at most {web.MAX_BYTES / 1e6:g} MB"),
+        ("Pixels", f"at most {MAX_PIXELS / 1e6:g} million, read from the header before anything is unpacked"),
+        ("Formats", ", ".join(FORMATS)),
+        ("Patience", f"{web.CONNECT:g} seconds to connect, {web.WHOLE:g} for an image, {web.TRIES} attempts"),
+    ]  # fmt: skip
+    return table(("", "What is fetched"), rows)
+
+
 def show_setting(field: str, value: int | tuple[float, ...] | None) -> str:
     """A setting of a preset; None leaves the choice to the model or to the benchmark."""
     if value is None:

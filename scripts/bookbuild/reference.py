@@ -10,7 +10,8 @@ import dori
 
 FOLDER = "api"
 GROUPS = {  # page -> title and modules; a package stands for its modules, too
-    "study": ("Study", ("study", "drawing", "benchmark", "store", "archive", "claims", "errors")),
+    "study": ("Study", ("study", "drawing", "store", "archive", "status", "claims", "errors")),
+    "benchmark": ("Benchmarks", ("benchmark", "promptfiles", "images", "fetched", "web")),
     "model": (
         "Model",
         ("model", "architectures", "noising", "sampling", "loading", "known", "hub", "convert", "hooks"),
