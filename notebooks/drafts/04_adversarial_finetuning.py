@@ -102,7 +102,7 @@ erasure.costs(study).round(1)
 # %%
 table = erasure.asked(study, some)
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-matrix", "caption": "Memorization rate of the erased images: who defends (rows) against who attacks (columns)."}, "image": {"alt": "A matrix of rates with intervals and n. Rows: the model as trained, the pruned one, five trainings and the twin. Columns: the prompt, searches from several starts, with held-out settings, of ten times the steps, for words, and after relearning. Darker fields are higher rates.", "width": "100%"}} tags=["hide-input"]
 plots.defence_matrix(table)
 
 # %% tags=["hide-input"]
@@ -122,10 +122,10 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 #
 # What is painted for the erased prompts, best of two images, and below from the embedding that a search from the prompt found.
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-painted", "caption": "What the erased prompts give, with copy scores."}, "image": {"alt": "A row of pictures for each of some erased images: the training image, and the best of two that each defended model paints for its prompt, with copy scores.", "width": "100%"}} tags=["hide-input"]
 plots.comparison_grid(erasure.painted(study, some), threshold=study.descriptor.threshold)
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-painted-search", "caption": "What the embeddings give that a search from the prompt found on each model."}, "image": {"alt": "The same rows of pictures, painted from the embedding that a search from the prompt found on each model.", "width": "100%"}} tags=["hide-input"]
 plots.comparison_grid(erasure.painted(study, some, search=True), threshold=study.descriptor.threshold)
 
 # %% [markdown]
@@ -135,6 +135,8 @@ plots.comparison_grid(erasure.painted(study, some, search=True), threshold=study
 by_epoch = erasure.epochs(study)
 if (one := erasure.first_epoch(by_epoch)) is not None:
     study.headline("mr_aft_epoch_1", one)
+
+# %% mystnb={"figure": {"name": "fig-epochs", "caption": "Memorization rate after each epoch of adversarial fine-tuning, of the first erased images."}, "image": {"alt": "Two lines with intervals against the number of epochs: the rate of the prompts, and that of searches from the prompt.", "width": "100%"}} tags=["hide-input"]
 plots.rate_curves(by_epoch, x="epoch", label="epochs of adversarial fine-tuning", by="attacker")
 
 # %% [markdown]
@@ -143,7 +145,7 @@ plots.rate_curves(by_epoch, x="epoch", label="epochs of adversarial fine-tuning"
 # A rate after a fixed number of steps asks whether an image came back *by then*. {numref}`fig-work` asks how long it takes. Under a
 # perfect remedy it takes as long as on the twin, where the search writes the image itself.
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-work", "caption": "Share of images that have come back by a number of search steps. A cross: the search ended and that many images had not come back."}, "image": {"alt": "A rising line for each defence and for the twin: share of images that have returned at each look of the search, from its start to 500 steps.", "width": "100%"}} tags=["hide-input"]
 plots.work_curves(table[table["attacker"] == defences.LONG])
 
 # %%
@@ -163,7 +165,7 @@ Markdown(f"Adversarial fine-tuning against the twin: p = {p.value:.2g}, {p.n} im
 utility = erasure.utility(study, some)
 erasure.utility_shown(utility)
 
-# %% tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-utility", "caption": "What regular prompts lose: alignment, FID, KID and diversity of each model, with intervals."}, "image": {"alt": "A panel for each measure of utility, a dot with interval for each model, and a line at the model as trained.", "width": "100%"}} tags=["hide-input"]
 plots.utility(utility)
 
 # %% tags=["hide-input"]
