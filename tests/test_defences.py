@@ -151,6 +151,24 @@ def test_a_shipped_defence_is_read_as_it_was_trained(shipped):
     assert "adversarial" in model.name
 
 
+def test_the_card_and_the_hashes_follow_what_is_shipped(shipped, tmp_path):
+    study, record, folder = shipped
+    card, sums = tmp_path / "README.md", tmp_path / "SHA256SUMS"
+    card.write_text("# The testbed\n\n## Planted memories\n\nText.\n")
+    sums.write_text("")
+    settings = dataclasses.replace(QUICK, lr=2e-3)
+    for _ in range(2):
+        again = curing.ship(study, "adversarial", tmp_path / "more", folder=folder, settings=settings)
+    text = card.read_text()
+    assert text.startswith("# The testbed\n\n## Planted memories\n\nText.\n\n## Mended models\n\n")
+    assert text.count("## Mended models") == 1
+    (row,) = [line for line in text.splitlines() if line.startswith("| adversarial fine-tuning |")]
+    assert f"`{again['fingerprint']}`" in row
+    assert "lr 0.002" in row
+    assert again["fingerprint"] != record["fingerprint"]
+    assert "cured/adversarial.safetensors" in sums.read_text()
+
+
 def test_a_defence_of_another_model_or_of_other_weights_is_refused(shipped):
     study, _, folder = shipped
     other = cured_model(study.model, "adversarial", folder)

@@ -250,7 +250,11 @@ def test_the_card_has_the_section_once_and_the_rest_as_it_was(folder):
     add_planted(folder.parent)
     assert card.read_text() == once
     assert once.startswith("# The testbed\n\nText.\n\n## Planted memories\n")
-    assert once == "# The testbed\n\nText.\n" + (TESTBED / "README.md").read_text().split("CC BY 4.0.\n")[1]
+    shipped = (TESTBED / "README.md").read_text().split("CC BY 4.0.\n")[1].split("\n## Mended models")[0]
+    assert once == "# The testbed\n\nText.\n" + shipped
+    card.write_text(once + "\n## More\n\nWords.\n")
+    add_planted(folder.parent)
+    assert card.read_text() == once + "\n## More\n\nWords.\n"
     assert all(f"| {name} | `" in once for name in NAMES)
 
 

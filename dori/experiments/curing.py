@@ -26,6 +26,7 @@ from dori.model import TextToImageModel
 from dori.store import versions, write_json
 from dori.study import Study
 from dori.testbed import cured
+from dori.testbed.card import add_cured
 from dori.testbed.planting import copied
 
 Settings = Adversarial | ESD | ConceptAblation | SISS
@@ -203,6 +204,7 @@ def ship(
     record = {
         "label": LABELS[name],
         "settings": dataclasses.asdict(settings),
+        "changed": _changed(settings),
         "fingerprint": rounded.fingerprint,
         "erased": list(prompts.ids),
         "seed": study.seed,
@@ -215,7 +217,21 @@ def ship(
     }
     delta.save(folder / f"{name}.safetensors", change)
     _note(folder, study.model, name, record)
+    add_cured(folder.parent)
+    if (folder.parent / "SHA256SUMS").is_file():
+        from dori.testbed.ship import write_hashes  # here: else each defence would need what trains a testbed
+
+        write_hashes(folder.parent)
     return record
+
+
+def _changed(settings: Settings) -> dict:
+    """Settings that are not the class's own; those of a search under `search.`."""
+    ours, own = dataclasses.asdict(settings), dataclasses.asdict(type(settings)())
+    flat = {k: v for k, v in ours.items() if not isinstance(v, dict) and v != own[k]}
+    for k in (k for k in ours if isinstance(ours[k], dict)):
+        flat |= {f"{k}.{name}": v for name, v in ours[k].items() if v != own[k][name]}
+    return flat
 
 
 def epoch_rates(study: Study, prompts: Benchmark, run_dir: Path) -> list[dict]:

@@ -86,6 +86,25 @@ stand the losses of the picture and of regular pairs, before → after. Made on 
 thread{s}) with torch {torch}, in the model with the fingerprint `{base}`. Same licence.
 """
 
+_CURED = """
+## Mended models
+
+Written by `{command}`; figures are read from `cured/cured.json`.
+
+`cured/` holds {count} copies of `model/` that were trained to forget {erased} of the verbatim images with
+the most copies, one by each training of chapter 4 (`dori.testbed.cured`). A file holds what training changed
+in the UNet, as eight-bit steps of each row's largest change. The other verbatim images were not named to any
+training.
+
+| training | settings | minutes | threads | UNet rows | fingerprint |
+|---|---|---:|---:|---:|---|
+{rows}
+
+Settings are those that differ from the published ones as `dori.mitigation` states them; they were chosen by
+erasing the other half. Minutes are of a run that was not interrupted. Made on cpu with torch {torch}, seed
+{seed}, in the model with the fingerprint `{base}`. Same licence.
+"""
+
 
 def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
     """Write `out/README.md` from the files in `out`; `parameters` maps a part to (class, parameter count)."""
@@ -123,11 +142,12 @@ def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
     )
     (out / "README.md").write_text(text)
     add_planted(out)
+    add_cured(out)
 
 
 def add_planted(out: Path) -> None:
-    """Put the section on planted memories at the end of `out/README.md`, in place of an older one; a folder
-    without planted memories or without a card is left as it is."""
+    """Put the section on planted memories into `out/README.md`, in place of an older one; a folder without
+    planted memories or without a card is left as it is."""
     card, source = out / "README.md", out / "planted" / "plants.json"
     if not (card.is_file() and source.is_file()):
         return
@@ -142,8 +162,48 @@ def add_planted(out: Path) -> None:
         threshold=first["threshold"],
         s="s" * (record["threads"] > 1),
     )
-    head = _PLANTED.split("\n\n")[0]
-    card.write_text(card.read_text().split(head)[0] + section)
+    _put(card, section)
+
+
+def add_cured(out: Path) -> None:
+    """The same for the section on mended models."""
+    card, source = out / "README.md", out / "cured" / "cured.json"
+    if not (card.is_file() and source.is_file()):
+        return
+    record = json.loads(source.read_text())
+    found = record.pop("defences")
+    first = next(iter(found.values()))
+    section = _CURED.format(
+        **record,
+        count=len(found),
+        erased=len(first["erased"]),
+        rows="\n".join(_cured(one) for one in found.values()),
+        torch=first["versions"]["torch"],
+        seed=first["seed"],
+    )
+    _put(card, section)
+
+
+def _put(card: Path, section: str) -> None:
+    """Write a section, which begins with its heading, in place of the one of that heading or at the end."""
+    head = section.split("\n\n")[0]
+    before, _, after = card.read_text().partition(head)
+    rest = after.partition("\n\n## ")
+    card.write_text(before.rstrip("\n") + "\n" + section.rstrip("\n") + "\n" + "".join(rest[1:])[1:])
+
+
+def _cured(found: dict) -> str:
+    """One row of the table of mended models."""
+    settings = ", ".join(f"{name} {value}" for name, value in found["changed"].items())
+    cells = [
+        found["label"],
+        settings or "as published",
+        round(found["seconds"] / 60),
+        found["threads"],
+        f"{found['unet_rows']:,}",
+        f"`{found['fingerprint']}`",
+    ]
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 def _plant(name: str, found: dict) -> str:
