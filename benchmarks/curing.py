@@ -2,7 +2,7 @@
 
     python benchmarks/curing.py adversarial --set "epochs=2 lr=1e-5" --set "search.steps=10,25 lr=1e-4"
 
-Each `--set` is one trial: `name=value` pairs divided by spaces that replace settings of the defence. What is
+Each `--set` is one trial: `name=value` pairs divided by spaces that replace published settings. What is
 reported is of the validation half alone: memorization rates of the prompts, of DoRI from the prompt and from
 random numbers, and what it costs (alignment of regular prompts, held-out loss). Trials are resumable.
 """
@@ -25,7 +25,7 @@ ASKED = (defences.PROMPT, "DoRI from the prompt", "DoRI from random numbers")
 def trial(study, defence: str, text: str, *, images: int, run_dir: Path) -> dict:
     """One row of the table."""
     prompts, started = erasing.erased(study, "validation"), time.perf_counter()
-    settings = options.chosen(defence, curing.SETTINGS, options.assignments(text.split()))
+    settings = options.chosen(defence, curing.PUBLISHED, options.assignments(text.split()))
     folder = run_dir / (text.replace("/", "-") or "defaults")
     model = curing.cure(study, defence, prompts, folder, settings).model
     row = {"defence": defence, "settings": text, "seconds": round(time.perf_counter() - started)}

@@ -42,6 +42,7 @@ from dori.testbed.paths import TESTBED
 
 TOKENS, FACTOR = 77, 8  # length of a prompt; pixels of a latent's side
 NARROW = {"sample_size": 32, "block_out_channels": (80, 160, 320, 320), "cross_attention_dim": 192}
+NARROW |= {"norm_num_groups": 16}
 TINY = {"sample_size": 8, "block_out_channels": (8, 8, 8, 8), "cross_attention_dim": 16, "norm_num_groups": 4}
 SIZES = {
     "sd14": known.SD1_UNET,

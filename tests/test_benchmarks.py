@@ -165,7 +165,9 @@ def test_the_work_of_a_row_is_counted(sd14, monkeypatch):
 
 
 def test_a_row_of_the_real_size_has_keys_and_values(sd14):
-    row = sd14.work_of_a_row("sd14")
+    row, narrow = sd14.work_of_a_row("sd14"), sd14.work_of_a_row("narrow")
+    assert narrow["forward"] < row["forward"] / 16
     widths = [320] * 5 + [640] * 5 + [1280] * 6  # its blocks with cross-attention
     assert row["keys_and_values"] == sum(2 * 2 * 77 * 768 * width for width in widths)
     assert row["forward"] < row["embedding"] < row["weights"] <= 3 * row["forward"]
+    assert row["forward"] / 2 == pytest.approx(402e9, rel=0.01), "multiplications, as others count them"

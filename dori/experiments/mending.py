@@ -17,8 +17,8 @@ from dori.study import Study
 
 
 def find_training(method: str, given: Mapping[str, object]) -> curing.Settings:
-    """A defence's settings from options; those not given stay as `curing.SETTINGS` has them. DoriError."""
-    return chosen(method, curing.SETTINGS, given)
+    """A defence's settings from options; those not given are the published ones. DoriError."""
+    return chosen(method, curing.PUBLISHED, given)
 
 
 def mend(study: Study, prompts: Benchmark, method: str, settings: curing.Settings, out: Path) -> dict:
