@@ -224,6 +224,8 @@ def test_the_mean_of_a_few_has_students_interval():
     half = 4.302653 / np.sqrt(3)
     assert mean_of_few([1, 2, 3]) == pytest.approx((2, 2 - half, 2 + half, 3))
     assert mean_of_few([1, np.nan, 2, 3]) == mean_of_few([1, 2, 3])
+    assert mean_of_few([1, 2, 3], within=(0, 3)) == pytest.approx((2, 0, 3, 3))
+    assert mean_of_few([0.4, 0.5, 0.6], within=(0, 1)) == mean_of_few([0.4, 0.5, 0.6])
 
 
 @pytest.mark.parametrize(("values", "mean", "n"), [([5], 5, 1), ([4, 4, 4], 4, 3), ([], np.nan, 0)])

@@ -124,4 +124,4 @@ def headlines(table: pd.DataFrame) -> dict[str, Estimate]:
     part = rates(table)
     part = part[part["memory"] == "ordinary"]
     columns = {"mr_transfer_wanda": SAME, "mr_own_wanda": OWN, "mr_other_image_wanda": OTHER}
-    return {name: mean_of_few(part[column]) for name, column in columns.items()}
+    return {name: mean_of_few(part[column], within=(0, 1)) for name, column in columns.items()}

@@ -130,7 +130,7 @@ def mean_iou(table: pd.DataFrame, label: str, kind: str) -> Estimate:
     """IoU of two triggers' sets, mean over layers and pairs of each image, then over images."""
     part = table[(table["setting"] == label) & (table["memory"] == kind) & (table["between"] == "triggers")]
     part = part[part["layer"] != ALL]
-    return mean_of_few(part.groupby("image")["iou"].mean())
+    return mean_of_few(part.groupby("image")["iou"].mean(), within=(0, 1))
 
 
 def label(setting: Setting) -> str:

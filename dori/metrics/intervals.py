@@ -97,17 +97,18 @@ def bootstrap_table(
     return Estimate(point, *map(float, np.nanquantile(found, [0.025, 0.975])), len(rows))
 
 
-def mean_of_few(values: Sequence[float]) -> Estimate:
+def mean_of_few(values: Sequence[float], *, within: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
     """Mean of a handful of items with Student's t interval; NaN items are left out.
 
     A bootstrap of three values knows no value outside them and is too sure. Items that agree exactly, or a
-    single one, give no interval.
+    single one, give no interval. `within` is where such items can lie: t knows no such ends, the interval is
+    cut at them.
     """
     kept = _known(values)
     if len(kept) < 2 or np.ptp(kept) == 0:
         return Estimate(_mean(kept), float("nan"), float("nan"), len(kept))
-    found = stats.ttest_1samp(kept, 0).confidence_interval()
-    return Estimate(_mean(kept), float(found.low), float(found.high), len(kept))
+    found = np.clip(stats.ttest_1samp(kept, 0).confidence_interval(), *within)
+    return Estimate(_mean(kept), *map(float, found), len(kept))
 
 
 def difference_of_few(a: Sequence[float], b: Sequence[float]) -> Estimate:
