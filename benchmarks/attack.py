@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import plain
 import torch
+from reporting import alone
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +27,7 @@ from dori.benchmark import Benchmark, load_benchmark
 from dori.mitigation.nemo import Nemo, activation_statistics, nemo
 from dori.mitigation.signature import calibrate
 from dori.model import TextToImageModel
-from dori.store import commit
+from dori.store import commit, write_json
 
 ASKED = {"attack": 3.0, "NeMo": 8.0}  # times as fast as the plain way
 Task = Callable[[], list]  # what is timed; returns what must agree
@@ -109,8 +109,7 @@ def measured(arguments: list[str]) -> dict[str, dict]:
 
     def run(way: str, *more: str) -> dict:
         print(way, file=sys.stderr)
-        command = [sys.executable, __file__, *arguments, "--way", way, *more]
-        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        return alone(__file__, *arguments, "--way", way, *more)
 
     threshold = run("NeMo, threshold")["results"][0]
     return {way: run(way, "--threshold", str(threshold)) for way in WAYS if way != "NeMo, threshold"}
@@ -189,8 +188,7 @@ def main(arguments: list[str]) -> None:
     report = {**about, "ways": records, "compared": found}
     show(report)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(options.out, report)
 
 
 if __name__ == "__main__":

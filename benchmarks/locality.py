@@ -9,7 +9,6 @@ Where other programs run, read the CPU time, with OMP_NUM_THREADS=1.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from attack import peak_memory, top_prompts
+from reporting import alone
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -35,7 +35,7 @@ from dori.locality.activations import (
 )
 from dori.locality.distances import pairs, pairwise
 from dori.model import TextToImageModel
-from dori.store import commit
+from dori.store import commit, write_json
 
 EXPERIMENT = {"triggers": 100, "steps": max(PAPER.steps)}  # of one image
 
@@ -132,8 +132,7 @@ def measured(options: argparse.Namespace, arguments: list[str]) -> dict[str, dic
     def run(name: str, count: int, at_once: int) -> dict:
         print(f"{name}, {count} triggers, {at_once} at once", file=sys.stderr)
         more = ["--work", name, "--count", str(count), "--at-once", str(at_once)]
-        command = [sys.executable, __file__, *arguments, *more]
-        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        return alone(__file__, *arguments, *more)
 
     few = options.batch
     return {
@@ -210,8 +209,7 @@ def main(arguments: list[str]) -> None:
     report = {**about, "measured": found, "compared": compared(found, steps=options.steps)}
     show(report)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(options.out, report)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ same precision, measured here. Each way runs in a process of its own.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import plain
 import torch
 from attack import attack_ours, peak_memory
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from reporting import alone
 from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,7 +37,7 @@ from dori.loading import Defaults, resolve_device
 from dori.mitigation.adversarial import Adversarial, adversarial
 from dori.mitigation.targets import Retain, Targets
 from dori.model import TextToImageModel
-from dori.store import commit
+from dori.store import commit, write_json
 from dori.testbed.paths import TESTBED
 
 TOKENS, FACTOR = 77, 8  # length of a prompt; pixels of a latent's side
@@ -270,8 +270,7 @@ def main(arguments: list[str]) -> None:
     ways = {}
     for way in [w for w in (*WAYS, ROUND) if w not in options.skip]:
         print(way, file=sys.stderr)
-        command = [sys.executable, __file__, *arguments, "--way", way]
-        ways[way] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        ways[way] = alone(__file__, *arguments, "--way", way)
     about = {k: v for k, v in vars(options).items() if k not in ("out", "way", "skip")}
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     report = {
@@ -287,8 +286,7 @@ def main(arguments: list[str]) -> None:
     }
     show(report)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(options.out, report)
 
 
 if __name__ == "__main__":

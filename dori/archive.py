@@ -22,7 +22,7 @@ class Archive:
     """All `*.zip` of a directory, read only.
 
     A `share` of the members (0: none, 1: all) is kept back and so is measured again by whoever asks for it;
-    which ones, `salt` decides. What is kept back is missing for `read` and `has`, `kept` still has it.
+    which ones, `salt` decides. What is kept back is missing for `has`, `kept` still has it.
     """
 
     def __init__(self, directory: str | Path, *, share: float = 0.0, salt: str = "") -> None:
@@ -43,17 +43,13 @@ class Archive:
             found |= dict.fromkeys(archive.namelist(), archive)
         return found
 
-    def read(self, name: str, lot: str) -> bytes | None:
-        """A member, None if it is missing or the `lot` (what it is drawn by) is kept back."""
-        return None if self.draws(lot) else self.kept(name)
-
     def kept(self, name: str) -> bytes | None:
         """A member, None if it is missing."""
         archive = self._members.get(name)
         return archive.read(name) if archive else None
 
     def has(self, name: str, lot: str) -> bool:
-        """Whether `read` would find it."""
+        """Whether a member is there and its `lot` (what it is drawn by) is not kept back."""
         return name in self._members and not self.draws(lot)
 
     def draws(self, lot: str) -> bool:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import save_file
 
-from dori.errors import DoriError
+from dori.errors import DoriError, first_line
 from dori.store import atomic
 
 # All that tensors in dictionaries are made of; whatever else a pickle names becomes a blank and is dropped.
@@ -62,9 +62,7 @@ def convert(source: Path, target: Path | None = None) -> Path:
     try:
         found = torch.load(source, map_location="cpu", weights_only=False, pickle_module=TENSORS_ONLY)
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DoriError(
-            f"{source}: not a checkpoint of tensors ({str(error).splitlines()[0][:200]})"
-        ) from None
+        raise DoriError(f"{source}: not a checkpoint of tensors ({first_line(error, 200)})") from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     # tensors that share memory are written apart, as safetensors asks
     tensors = {k: v.detach().clone().contiguous() for k, v in found.items() if torch.is_tensor(v)}

@@ -9,3 +9,8 @@ class DoriError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
+
+
+def first_line(error: BaseException, length: int = 120) -> str:
+    """The first line of another library's error for a message of ours, cut; its name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:length]

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import errors as hub
 from huggingface_hub import utils
 
-from dori.errors import DoriError
+from dori.errors import DoriError, first_line
 
 CONFIG = ("*.json", "*.txt", "*.model")  # files of configuration and tokenizers
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -103,8 +103,7 @@ def explain(
         )
     if any(isinstance(e, hub.EntryNotFoundError) for e in chain):
         return f"model '{repository}' is not a diffusers pipeline (a file is missing on the Hub)"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"model '{repository}' cannot be fetched ({first[:200]}); check name, network and token"
+    return f"model '{repository}' cannot be fetched ({first_line(error, 200)}); check name, network and token"
 
 
 def _command(repository: str, revision: str | None) -> str:

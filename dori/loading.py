@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from dori import hub, known, parallel
 from dori.architectures import StableDiffusion, architecture
-from dori.errors import DoriError
+from dori.errors import DoriError, first_line
 
 BUNDLED = {"testbed": "model", "twin": "twin"}  # name -> folder of data/testbed
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
@@ -218,14 +218,11 @@ def _read(loader, source: Path, dtype: torch.dtype, **options: object) -> Diffus
         pipe = loader(str(source), dtype=dtype, **options)
     except Exception as error:  # diffusers and transformers raise a dozen kinds of their own
         raise DoriError(
-            f"model '{source}' cannot be loaded ({_first(error)}); is it whole, and made by this version?"
+            f"model '{source}' cannot be loaded ({first_line(error, 200)}); "
+            "is it whole, and made by this version?"
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def _first(error: BaseException | None) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _quiet() -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dori.errors import DoriError
+from dori.errors import DoriError, first_line
 
 REQUIRED = ("id", "prompt", "image")
 # What others call a column. Wen et al.: index, caption, url; NeMo: the same, type; Webster: overfit_type.
@@ -147,8 +147,7 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[Row]]:
             found = file.read().to_pylist()
             columns = list(file.schema_arrow.names)
     except (ArrowException, OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DoriError(f"{path}: not a whole parquet file ({first[:120]})") from None
+        raise DoriError(f"{path}: not a whole parquet file ({first_line(error)})") from None
     rows = [Row(f"row {n}", {str(k): _cell(v) for k, v in row.items()}) for n, row in enumerate(found, 1)]
     return [str(c) for c in columns], rows
 

@@ -40,7 +40,7 @@ def monkeypatch_module():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield patch
-    for name in ("plain", "attack"):
+    for name in ("plain", "attack", "reporting"):
         sys.modules.pop(name, None)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from dori.errors import DoriError
+from dori.errors import DoriError, first_line
 
 
 class ClipScorer:
@@ -42,8 +42,7 @@ class ClipScorer:
             model = CLIPModel.from_pretrained(str(source), dtype=torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(str(source))
         except Exception as error:  # transformers and the Hub client raise many kinds
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DoriError(f"CLIP '{source}' cannot be loaded ({first[:160]})") from None
+            raise DoriError(f"CLIP '{source}' cannot be loaded ({first_line(error, 160)})") from None
         name = "clip (bundled)" if bundled else str(source)
         return cls(model, tokenizer, name=name, device=device, **_normalisation(Path(source)))
 

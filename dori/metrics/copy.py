@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dori.errors import DoriError
+from dori.errors import DoriError, first_line
 from dori.fetched import fetch_file, is_address
 from dori.store import weights_hash
 
@@ -114,7 +114,7 @@ class SSCD(NetDescriptor):
                 warnings.simplefilter("ignore", DeprecationWarning)  # SSCD is published as TorchScript alone
                 net = torch.jit.load(str(path), map_location="cpu")
         except (RuntimeError, ValueError, OSError) as error:
-            raise DoriError(f"{path}: not a TorchScript file ({str(error).splitlines()[0][:120]})") from None
+            raise DoriError(f"{path}: not a TorchScript file ({first_line(error)})") from None
         super().__init__(net, name=path.name.split(".")[0], threshold=0.7, image_size=320, device=device)
         try:
             found = self.embed(torch.zeros(2, 3, 8, 8))

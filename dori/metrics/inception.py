@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dori.errors import DoriError
+from dori.errors import DoriError, first_line
 from dori.fetched import fetch_file, is_address
 from dori.images import to_uint8
 
@@ -32,8 +32,7 @@ class Inception:
                 self.net = torch.jit.load(str(path), map_location=device).eval()
             found = self._features(torch.zeros(1, 3, SIDE, SIDE, device=device))
         except (RuntimeError, ValueError, OSError, AttributeError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DoriError(f"{path}: not Inception's TorchScript file ({first[:120]})") from None
+            raise DoriError(f"{path}: not Inception's TorchScript file ({first_line(error)})") from None
         if found.shape != (1, WIDTH):
             raise DoriError(f"{path}: gives features of shape {tuple(found.shape)}, not (1, {WIDTH})")
         self.device, self.name = torch.device(device), path.stem

@@ -203,7 +203,12 @@ def _cured(found: dict) -> str:
         f"{found['unet_rows']:,}",
         f"`{found['fingerprint']}`",
     ]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    return _row(*cells)
+
+
+def _row(*cells: object) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _plant(name: str, found: dict) -> str:
@@ -222,7 +227,7 @@ def _plant(name: str, found: dict) -> str:
         *moved,
         round(found["seconds"]),
     ]
-    return f"| {name} | " + " | ".join(str(cell) for cell in cells) + " |"
+    return _row(name, *cells)
 
 
 def _part(name: str, kind: str, count: int, record: dict) -> str:
