@@ -4,7 +4,7 @@
 # make lint | make serve | make hero | make clean | make distclean
 #
 # make book CHAPTER=01              draft: only this chapter is executed again
-# make book RECORDS=none               every measurement is made anew, none is taken from data/records (an hour)
+# make book RECORDS=none               every measurement is made anew, none is taken from data/records (two hours)
 # make records                        the same, and what was measured is packed into data/records
 # make book MODEL=org/name BENCHMARK=prompts.csv PRESET=full DEVICE=cuda     the book for another model
 # make book TORCH_INDEX=URL         take torch from this index (CPU wheels on Linux: see README, "Set up")

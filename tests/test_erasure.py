@@ -13,6 +13,7 @@ from dori.experiments.defences import HEADLINE, LONG, PROMPT, TRAINED, TWIN, Def
 from dori.experiments.erasure import AFT, FROM_PROMPT, FROM_RANDOM
 from dori.metrics.intervals import Estimate
 from dori.mitigation.surrogates import Surrogate
+from dori.study import open_study
 from dori.testbed import cured
 from dori.testbed.planting import copied
 
@@ -130,6 +131,30 @@ def test_collateral_leaves_out_what_is_pruned_for_each_image(halves):
     table = erasure.collateral(halves, some)
     assert list(table.index) == [TRAINED]
     assert table.loc[TRAINED, "n"] == len(erasing.spared(halves))
+
+
+def test_captions_near_the_erased_are_regular_ones_of_what_they_show(halves, tmp_path, monkeypatch):
+    monkeypatch.setitem(erasure.SIZES, "quick", dataclasses.replace(erasure.SIZES["quick"], spared=2))
+    bundled = open_study(preset="quick", device="cpu", run_dir=tmp_path / "bundled")
+    broken = copied(bundled.model, "broken")
+    with torch.no_grad():
+        for p in broken.unet.parameters():
+            p.mul_(0.5)
+    asked, measure = [], erasure.utility_table
+
+    def noting(study, prompts, *rest, **more):
+        asked.extend(zip(prompts.ids, prompts.prompts(), strict=True))
+        return measure(study, prompts, *rest, **more)
+
+    monkeypatch.setattr(erasure, "utility_table", noting)
+    table = erasure.near(bundled, [Defence(TRAINED, bundled), Defence(AFT, bundled.on(broken))])
+    assert table.loc[TRAINED, erasure.NEAR] == 0
+    assert abs(table.loc[AFT, erasure.NEAR]) > 0.01
+    shown = erasing.erased(bundled).table
+    for i, caption in asked:
+        assert {shown.loc[i, "time"], shown.loc[i, "place"], shown.loc[i, "colour"]} <= set(caption.split())
+        assert shown.loc[i, "prompt"] not in caption
+    assert erasure.near(halves, [Defence(TRAINED, halves)]).empty
 
 
 @pytest.mark.parametrize("search", [False, True])

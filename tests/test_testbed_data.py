@@ -52,13 +52,16 @@ def test_files_match_their_hashes():
 
 
 def test_weights_are_safetensors_and_at_most_60_megabytes():
+    """All that the testbed trains; what chapter 4 trains from it comes beside it."""
     sizes = {
         p: p.stat().st_size
         for p in TESTBED.rglob("*")
         if p.suffix in (".safetensors", ".bin", ".pt", ".ckpt")
     }
     assert {p.suffix for p in sizes} == {".safetensors"}
-    assert sum(sizes.values()) <= 60 * MEGABYTE
+    mended = {p for p in sizes if p.is_relative_to(TESTBED / "cured")}
+    assert sum(size for p, size in sizes.items() if p not in mended) <= 60 * MEGABYTE
+    assert sum(sizes[p] for p in mended) <= 50 * MEGABYTE
 
 
 @pytest.mark.parametrize("name", ["model", "twin"])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from dori.store import versions, write_json
 from dori.study import Study
 from dori.testbed import cured
 from dori.testbed.card import add_cured
+from dori.testbed.paths import TESTBED
 from dori.testbed.planting import copied
 
 Settings = Adversarial | ESD | ConceptAblation | SISS
@@ -41,11 +43,15 @@ PUBLISHED: dict[str, Settings] = {
 }
 # They are for a model a hundred times as large, mostly for one image at a time, and too weak on the testbed.
 # Chapter 4 takes these, chosen on the validation half: all trials are in data/results/curing_validation.csv.
-SETTINGS: dict[str, Settings] = PUBLISHED | {
-    "adversarial": Adversarial(
-        lr=6e-4, steps=30, retain=32, starts=3, ema=0.98, search=Attack(steps=(10, 20, 30))
-    ),
+_STRONG = Adversarial(lr=6e-4, steps=30, retain=32, starts=3, ema=0.98, search=Attack(steps=(10, 20, 30)))
+SETTINGS: dict[str, Settings] = {
+    "adversarial": _STRONG,
+    "adversarial-lora": dataclasses.replace(_STRONG, rank=16, lr=2e-3),
+    "esd": ESD(steps=800, batch=8, lr=1e-4),
+    "concept-ablation": ConceptAblation(steps=800, batch=8, base_lr=5e-5),
+    "siss": SISS(captions="own", steps=200, lr=1e-4),
 }
+TRIALS = TESTBED.parent / "results" / "curing_validation.csv"
 EPOCHS_ASKED = (defences.PROMPT, "DoRI from the prompt")  # after each epoch, of the first EPOCH_IMAGES
 EPOCH_IMAGES = 6
 LABELS = {
@@ -187,6 +193,21 @@ def paraphrases(study: Study, prompts: Benchmark, count: int = 10) -> list[list[
         [p.strip() for p in str(text).split("|") if p.strip()][:count]
         for text in prompts.table["paraphrases"]
     ]
+
+
+def trials() -> pd.DataFrame:
+    """What was tried on the validation half (`TRIALS`; its README says how), for reading."""
+    table = pd.read_csv(TRIALS)
+    return table.assign(defence=table["defence"].map(LABELS)).rename(
+        columns={
+            "defence": "training",
+            "mr_prompt": "MR of the prompts",
+            "mr_dori_prompt": "DoRI from the prompt",
+            "mr_dori_random": "DoRI from random numbers",
+            "alignment_lost": "alignment lost",
+            "fid_change": "change of FID",
+        }
+    )
 
 
 def ship(
