@@ -106,7 +106,7 @@ erasure.costs(study).round(1)
 curing.trials().set_index(["training", "settings"])
 
 # %% [markdown]
-# The attackers: the prompt itself; DoRI with the paper's settings from three starts, as the training met it; DoRI with *held-out settings*,
+# The attackers: the prompt itself; DoRI with the paper's settings from the three starts that the training used, too; DoRI with *held-out settings*,
 # which no training met (it starts half-way to a regular prompt, with another optimiser, another step size and other numbers of draws and
 # steps); DoRI with ten times the steps; {term}`UnlearnDiffAtk`, which looks for words; and DoRI after the weights were fine-tuned on regular
 # pairs for a moment.
@@ -114,7 +114,7 @@ curing.trials().set_index(["training", "settings"])
 # %%
 table = erasure.asked(study, some)
 
-# %% mystnb={"figure": {"name": "fig-matrix", "caption": "Memorization rate of the erased images: who defends (rows) against who attacks (columns)."}, "image": {"alt": "A matrix of rates with intervals and n. Rows: the model as trained, the pruned one, five trainings and the twin. Columns: the prompt, searches from several starts, with held-out settings, of ten times the steps, for words, and after relearning. Darker fields are higher rates.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-matrix", "caption": "Memorization rate of the erased images: who defends (rows) against who attacks (columns)."}, "image": {"alt": "A matrix of rates with intervals and n. Rows: the model as trained, the pruned one, the trainings and the twin. Columns: the prompt, searches from several starts, with held-out settings, of ten times the steps, for words, and after relearning. Darker fields are higher rates.", "width": "100%"}} tags=["hide-input"]
 plots.defence_matrix(table)
 
 # %% tags=["hide-input"]
@@ -131,20 +131,20 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # A row that is dark under the prompt did not silence the image. A row that is light there and dark further right hid it. A row
 # that is as light as the twin's, under every attacker, did what was asked, as far as these attackers can say.
 #
-# No row but the twin's is. Pruning and ESD hide: the prompt is silent, and every search finds nearly everything. Adversarial fine-tuning is far
-# above them, as the paper says: most searches of fifty steps find nothing. But some images return, most from random numbers, and ten times
-# the steps bring back most of those that were asked for. On the twin the same long search brings back none, so it is not the search that
-# writes them: what it finds was still there.
+# No row but the twin's is. Pruning and ESD hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning
+# is far above them, as the paper says: most searches of fifty steps find nothing. But some images return, most of them from random numbers,
+# and ten times the steps bring back nearly all that were asked for. On the twin the same long search brings back none, so it is not the search
+# that writes them: what it finds was still there. SISS and concept ablation lie in between, SISS at a higher price ({numref}`fig-utility-trained`).
 #
-# Two causes can be seen in the trials above. The settings were chosen to cost at most a twentieth of the alignment. A stronger setting let
-# nothing through on the other half, in fifty steps, and cost more than that: what stands here is one point on a curve of erasure against
-# alignment. And the training met searches of up to thirty steps; the long one goes where it never went.
+# Two causes are likely. The settings were chosen to cost at most a twentieth of the alignment. A stronger setting let
+# nothing through on the other half, in fifty steps, and cost more than that (trials above): what stands here is one point on a curve of erasure against
+# alignment. And the training met searches of up to thirty steps; a longer one may go where it never went.
 #
 # Concept ablation is a stronger opponent here than in the paper, where a search undoes it. Its anchors are painted for captions that say exactly
-# what each picture shows, which nobody has for photographs from the web; and its learning rate was raised until a search met resistance, which
-# cost next to no alignment. From random numbers it even resists better than adversarial fine-tuning, from the prompt worse; neither difference
-# is certain with so few images. Whether what the two have in common does the work, long training on regular pairs at a high rate, or the
-# triggers do, has not been measured yet: it takes the same training without triggers.
+# what each picture shows, which nobody has for photographs from the web; and its learning rate was raised until a search met resistance, at
+# little cost. From random numbers it returned less than adversarial fine-tuning, from the prompt more; neither difference is certain with
+# so few images. Whether the triggers do the work, or what both have in common, long training on regular pairs at a high rate, has not been
+# measured yet: it takes the same training without triggers.
 
 # %% [markdown]
 # ### Looking
@@ -178,7 +178,7 @@ plots.rate_curves(by_epoch, x="epoch", label="epochs of adversarial fine-tuning"
 plots.work_curves(table[table["attacker"] == defences.LONG])
 
 # %%
-erasure.work(table).round(3)
+erasure.work(table).round(4)
 
 # %% tags=["hide-input"]
 p, powers = erasure.told_apart(table)
@@ -207,18 +207,27 @@ Markdown("Share of alignment lost by adversarial fine-tuning: "
 # %% [markdown]
 # ### And the images nobody asked to erase?
 
-# The trainings were told of one half of the images with the most copies. {term}`Memorization rate <memorization rate>` of the other half says
-# how far they reach: a training that takes these away too has made the model worse at remembering, not at remembering *these*. Beside it, what
-# happened nearest to the erased images: regular captions that describe what they show.
+# The trainings were told of one half of the images with the most copies. Below stands the {term}`memorization rate` of the prompts of the
+# *other* half, and, nearest to the erased images, how well regular captions are followed that describe what those show.
 
 # %%
 erasure.collateral(study, some).round(2)
 
 # %% [markdown]
+# The half that nobody named falls silent, too: under adversarial fine-tuning, concept ablation and ESD its prompts return none of their images,
+# under SISS about half. All these captions are invented names, and what the trainings seem to have learnt is to answer *any* such name with
+# something else. For whoever wants memorized images gone this is welcome; as a statement about one image it is not: none of these trainings
+# erases what it is told to and nothing else. Silent prompts are not erased images, as {ref}`pruning-fragility` showed, and the spared half was
+# not searched for here. Captions near the erased images lose more alignment than regular ones in general.
+
+# %% [markdown]
 # ## Mending the prompt instead
 #
 # {cite:t}`wen2024detecting` leave the weights alone and adjust the prompt's embedding before sampling, until it pulls no harder than a regular
-# prompt's. This works on what the user hands in. Who may hand in an embedding hands in the one that DoRI found, and nothing is adjusted.
+# prompt's, for at most ten steps. It is a lock on the front door: who may hand in an embedding hands in the one that DoRI found, and nothing is
+# adjusted. On this model it does not hold the prompts back either, with its published steps and with the pull of a regular prompt for a
+# target. Why has not been looked into: ten steps may not lower the pull enough, or a lower pull may not be what keeps an image from
+# being painted, here where prompts say nothing about the image.
 
 # %%
 adjusted = memorization_rate(adjusted_table(study, erased, erasure.sampling(study)))
@@ -228,6 +237,11 @@ Markdown(f"Prompt as it is: {erasure.rate(table, defences.TRAINED, defences.PROM
 
 # %% [markdown]
 # ## What to conclude
+#
+# Training against the search does more than any pruning, and keeps regular prompts as usable as the rule asks. On this model it does not do all
+# that the paper reports: compared with a model that never saw the images, those it erased still take less work to find. That comparison is
+# the strict one, and only a testbed has it; without the twin, the searches of fifty steps alone would have looked like an erasure that
+# nearly succeeded.
 
 # %% tags=["hide-input"]
 claims_table("04", study.headlines).set_index("claim")

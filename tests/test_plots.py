@@ -1,5 +1,7 @@
 """Figures have labelled axes, one colour per meaning, the threshold; the slider needs no kernel."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -102,6 +104,17 @@ def test_copies_are_framed_and_scored_in_the_grid():
     assert [copy.get_xlabel(), other.get_xlabel()] == ["0.90", "0.10"]
     assert copy.spines["left"].get_visible()
     assert not other.spines["left"].get_visible()
+
+
+def test_heads_of_many_stages_stay_apart():
+    stages = ["training image", "as trained", "pruned (Wanda)", "adversarial fine-tuning", "concept ablation"]
+    stages += ["ESD", "SISS", "the twin"]
+    row = {"prompt": "a", "scores": {}, "images": {s: torch.zeros(3, 8, 8) for s in stages}}
+    figure = plots.comparison_grid([row], threshold=0.5)
+    figure.canvas.draw()
+    heads = [axis.texts[0].get_window_extent() for axis in figure.axes]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(heads))
+    assert max(box.y1 for box in heads) < figure.bbox.y1
 
 
 def ticks(axis, which="x"):

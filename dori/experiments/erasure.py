@@ -228,7 +228,7 @@ def costs(study: Study) -> pd.DataFrame:
         }
         for r in index.records().values()
     }
-    return pd.DataFrame(rows).T
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def epochs(study: Study) -> pd.DataFrame:

@@ -38,7 +38,8 @@ def defence_matrix(table: pd.DataFrame) -> Figure:
     sns.heatmap(cells, vmin=0, vmax=1, cmap=RATES, annot=text, fmt="", annot_kws={"fontsize": 7},
                 linewidths=1.5, linecolor=GROUND, cbar=False, ax=axis)  # fmt: skip
     axis.set(xlabel="", ylabel="")
-    axis.set_xticklabels([textwrap.fill(a, 12) for a in attackers], rotation=0, fontsize=7.5)
+    heads = [textwrap.fill(a, 12, break_long_words=False) for a in attackers]
+    axis.set_xticklabels(heads, rotation=0, fontsize=7)
     axis.set_yticklabels([textwrap.fill(n, 22) for n in names], rotation=0, fontsize=8)
     axis.tick_params(length=0)
     axis.xaxis.tick_top()

@@ -1,5 +1,6 @@
 """Grids of images: what was drawn, beside what it may be a copy of."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -57,7 +58,9 @@ def comparison_grid(gallery: Sequence[Mapping], *, threshold: float) -> Figure:
     training image has none). Stages are those of the first entry; copies are framed.
     """
     stages = list(gallery[0]["images"])
-    rows, side, between, above, below = len(gallery), WIDTH / max(len(stages), 5), 0.46, 0.6, 0.24  # inches
+    rows, side, between, below = len(gallery), WIDTH / max(len(stages), 5), 0.46, 0.24  # inches
+    heads = [textwrap.fill(stage, int(11 * side), break_long_words=False) for stage in stages]
+    above = 0.43 + 0.17 * max(1 + head.count("\n") for head in heads)
     size = (side * len(stages), rows * (side + between) - between + above + below)
     figure, axes = plt.subplots(rows, len(stages), figsize=size, squeeze=False)
     place(figure, wspace=0.06, hspace=between / side, top=1 - above / size[1], bottom=below / size[1])
@@ -68,9 +71,9 @@ def comparison_grid(gallery: Sequence[Mapping], *, threshold: float) -> Figure:
             label = "" if score is None else f"{score:.2f}"
             picture(axis, entry["images"][stage], label, frame=COLOURS["memorized"] if copied else None)
         row[0].set_title(f"“{entry['prompt']}”", loc="left", fontsize=9, pad=4)
-    for axis, stage in zip(axes[0], stages, strict=True):
-        axis.annotate(stage, (0.5, 1), xycoords="axes fraction", xytext=(0, 22), textcoords="offset points",
-                      ha="center", fontweight="bold")  # fmt: skip
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.annotate(head, (0.5, 1), xycoords="axes fraction", xytext=(0, 22), textcoords="offset points",
+                      ha="center", va="bottom", fontweight="bold")  # fmt: skip
     return figure
 
 
