@@ -6,6 +6,7 @@
 # make book CHAPTER=01              draft: only this chapter is executed again
 # make book RECORDS=none               every measurement is made anew, none is taken from data/records (two hours)
 # make records                        the same, and what was measured is packed into data/records
+# make records CHAPTER=02 MISSING=1   only what data/records does not hold of this chapter is measured
 # make book MODEL=org/name BENCHMARK=prompts.csv PRESET=full DEVICE=cuda     the book for another model
 # make book TORCH_INDEX=URL         take torch from this index (CPU wheels on Linux: see README, "Set up")
 
@@ -28,19 +29,20 @@ BENCHMARK ?=
 PRESET ?= quick
 DEVICE ?=
 RECORDS ?= shipped
+MISSING ?=
 BOOK_ARGS := --preset $(PRESET) -p records $(RECORDS) $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MODEL),-p model $(MODEL)) \
     $(if $(BENCHMARK),-p benchmark $(BENCHMARK)) $(if $(DEVICE),-p device $(DEVICE))
 
 .PHONY: help book print records test lint env serve hero clean distclean
 
 help:
-	@sed -n '1,11s/^# \{0,1\}//p' Makefile
+	@sed -n '1,12s/^# \{0,1\}//p' Makefile
 
 book: env node_modules/.stamp
 	$(BIN)/python scripts/build.py $(BOOK_ARGS)
 
 records: env
-	$(BIN)/python scripts/records.py $(if $(CHAPTER),--chapter $(CHAPTER))
+	$(BIN)/python scripts/records.py $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MISSING),--missing)
 
 test: env
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile

@@ -1,13 +1,15 @@
 """Records of an earlier run in one zip file: measurements that come with the book, and how to pack them.
 
 A member is a file of a run directory under its own name, `<stage>/<key>.json` or `.safetensors`, so `unzip`
-into `records/` of a run directory gives that run back.
+into `records/` of a run directory gives that run back. What is measured on top of a record has its content in
+its key: two files of a directory that hold different records of one name would each lose what stands on the
+other's, so a record is in one file only (`pack`), and the first file by name counts (`Archive`).
 """
 
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -40,7 +42,7 @@ class Archive:
                 raise DoriError(
                     f"{path} cannot be read ({error}); fetch it again, or use records 'none'"
                 ) from None
-            found |= dict.fromkeys(archive.namelist(), archive)
+            found = dict.fromkeys(archive.namelist(), archive) | found
         return found
 
     def kept(self, name: str) -> bytes | None:
@@ -65,13 +67,14 @@ def open_archive(where: str | Path, *, share: float, salt: str) -> Archive | Non
     return Archive(SHIPPED if str(where) == "shipped" else where, share=share, salt=salt)
 
 
-def pack(run_dirs: Iterable[Path], out: Path) -> int:
+def pack(run_dirs: Iterable[Path], out: Path, *, without: Container[str] = ()) -> int:
     """Write the records that the last runs in these directories asked for to one zip file; how many.
 
-    Run a chapter twice before: the second run asks for no more than what a run with all results needs. Raises
-    DoriError for a directory without such a run, and for a record that is missing.
+    Members named in `without` are left out. Run a chapter twice before: the second run asks for no more than
+    what a run with all results needs. Raises DoriError for a directory without such a run, and for a record
+    that is missing.
     """
-    members = dict(_asked_for(run_dirs))
+    members = {name: path for name, path in _asked_for(run_dirs) if name not in without}
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".tmp")
     with zipfile.ZipFile(partial, "w") as archive:

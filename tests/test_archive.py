@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 
-from dori.archive import TOUCHED, Archive, open_archive, pack
+from dori.archive import SHIPPED, TOUCHED, Archive, open_archive, pack
 from dori.errors import DoriError
 from dori.store import Record, RunStore
 
@@ -153,6 +153,23 @@ def test_only_what_the_last_run_asked_for_is_packed(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
         names = archive.namelist()
     assert sorted(n.rsplit(".")[-1] for n in names) == ["json", "safetensors"]
+
+
+def test_a_record_is_packed_once_and_the_first_file_counts(shipped, tmp_path):
+    names = zipfile.ZipFile(shipped / "one.zip").namelist()
+    assert pack([tmp_path / "run"], tmp_path / "x.zip", without=names[:2]) == len(ITEMS) - 1
+    assert zipfile.ZipFile(tmp_path / "x.zip").namelist() == names[2:]
+    other = RunStore(tmp_path / "second")
+    other.save("score", ITEMS[0], record(7))
+    other.note_touched()
+    pack([tmp_path / "second"], shipped / "two.zip")
+    assert RunStore(tmp_path / "r", Archive(shipped)).find("score", ITEMS[0]).values == record(0).values
+
+
+def test_no_record_is_shipped_twice():
+    names = [name for path in SHIPPED.glob("*.zip") for name in zipfile.ZipFile(path).namelist()]
+    assert names
+    assert len(names) == len(set(names))
 
 
 def test_the_same_records_make_the_same_file(shipped, tmp_path):
