@@ -301,3 +301,24 @@ def test_rows_through_the_network_are_counted(roomy, shipped):
     trained = targets + rounds * QUICK.retain  # a row of each target, and regular pairs in each round's step
     searched = targets + rounds  # one step of one draw each, and a row in each round that measures the memory
     assert record["unet_rows"] >= trained + searched
+
+
+@pytest.mark.parametrize("path", [curing.TRIALS, curing.ABLATIONS], ids=lambda path: path.stem)
+def test_trials_are_of_settings_that_exist_and_rates_of_whole_images(path):
+    table = pd.read_csv(path)
+    for _, row in table.iterrows():
+        options.chosen(row["defence"], curing.PUBLISHED, options.assignments(row["settings"].split()))
+        hits = row[list(curing.RATES)].astype(float) * row["n"]
+        assert (hits - hits.round()).abs().max() <= 0.005 * row["n"]  # two decimals
+        assert hits.between(0, row["n"] * 1.01).all()
+    shown = curing.trials(path)
+    assert shown["training"].notna().all()
+    assert not shown["settings"].duplicated().any()
+
+
+def test_what_the_chapter_shows_was_tried_before_on_the_other_half():
+    tried = pd.read_csv(curing.TRIALS)
+    for name, settings in curing.SETTINGS.items():
+        rows = tried.loc[tried["defence"] == name, "settings"]
+        asked = [options.chosen(name, curing.PUBLISHED, options.assignments(r.split())) for r in rows]
+        assert settings in asked, name
