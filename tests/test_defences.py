@@ -12,7 +12,7 @@ from conftest import WORDS, write_benchmark
 from dori.attack import Attack
 from dori.benchmark import load_benchmark
 from dori.errors import DoriError
-from dori.experiments import curing, defences, erasing, relearning
+from dori.experiments import curing, defences, erasing, options, relearning
 from dori.experiments.relearning import Relearning, relearned_table
 from dori.metrics.survival import first_success
 from dori.mitigation import delta
@@ -301,3 +301,25 @@ def test_rows_through_the_network_are_counted(roomy, shipped):
     trained = targets + rounds * QUICK.retain  # a row of each target, and regular pairs in each round's step
     searched = targets + rounds  # one step of one draw each, and a row in each round that measures the memory
     assert record["unet_rows"] >= trained + searched
+
+
+@pytest.mark.parametrize("path", [curing.TRIALS, curing.ABLATIONS], ids=lambda path: path.stem)
+def test_trials_are_of_settings_that_exist_and_rates_of_whole_images(path):
+    table = pd.read_csv(path)
+    for _, row in table.iterrows():
+        options.chosen(row["defence"], curing.PUBLISHED, options.assignments(row["settings"].split()))
+        for name in curing.RATES:
+            hits = row[name] * row["n"]
+            assert hits == pytest.approx(round(hits), abs=0.005 * row["n"] + 1e-9)  # two decimals
+            assert 0 <= round(hits) <= row["n"]
+    shown = curing.trials(path)
+    assert shown["training"].notna().all()
+    assert not shown["settings"].duplicated().any()
+
+
+def test_what_the_chapter_shows_was_tried_before_on_the_other_half():
+    tried = pd.read_csv(curing.TRIALS)
+    for name, settings in curing.SETTINGS.items():
+        rows = tried.loc[tried["defence"] == name, "settings"]
+        asked = [options.chosen(name, curing.PUBLISHED, options.assignments(r.split())) for r in rows]
+        assert settings in asked, name

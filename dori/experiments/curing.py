@@ -17,6 +17,7 @@ from dori.benchmark import Benchmark
 from dori.errors import DoriError
 from dori.experiments import defences, erasing
 from dori.metrics.copy import similarity
+from dori.metrics.intervals import wilson
 from dori.metrics.replication import memorization_rate
 from dori.mitigation import delta
 from dori.mitigation.adversarial import Adversarial, adversarial
@@ -52,6 +53,17 @@ SETTINGS: dict[str, Settings] = {
     "siss": SISS(captions="own", steps=200, lr=1e-4),
 }
 TRIALS = TESTBED.parent / "results" / "curing_validation.csv"
+ABLATIONS = TRIALS.with_name("curing_ablations.csv")
+RATES = ("mr_prompt", "mr_dori_prompt", "mr_dori_random")
+TRIAL_COLUMNS = {
+    "defence": "training",
+    "mr_prompt": "MR of the prompts",
+    "mr_dori_prompt": "DoRI from the prompt",
+    "mr_dori_random": "DoRI from random numbers",
+    "alignment_lost": "alignment lost",
+    "fid_change": "change of FID",
+    "left_out": "left out",
+}
 EPOCHS_ASKED = (defences.PROMPT, "DoRI from the prompt")  # after each epoch, of the first EPOCH_IMAGES
 EPOCH_IMAGES = 6
 LABELS = {
@@ -195,19 +207,15 @@ def paraphrases(study: Study, prompts: Benchmark, count: int = 10) -> list[list[
     ]
 
 
-def trials() -> pd.DataFrame:
-    """What was tried on the validation half (`TRIALS`; its README says how), for reading."""
-    table = pd.read_csv(TRIALS)
-    return table.assign(defence=table["defence"].map(LABELS)).rename(
-        columns={
-            "defence": "training",
-            "mr_prompt": "MR of the prompts",
-            "mr_dori_prompt": "DoRI from the prompt",
-            "mr_dori_random": "DoRI from random numbers",
-            "alignment_lost": "alignment lost",
-            "fid_change": "change of FID",
-        }
-    )
+def trials(path: Path = TRIALS) -> pd.DataFrame:
+    """What was tried on the validation half (`data/results/README.md` says how), rates with their intervals.
+
+    `TRIALS` are those that the settings were chosen from, `ABLATIONS` the chosen ones with a part left out.
+    """
+    table = pd.read_csv(path)
+    rates = {name: [wilson(round(r * n), n).cell for r, n in table[[name, "n"]].to_numpy()] for name in RATES}
+    table = table.assign(defence=table["defence"].map(LABELS), **rates).drop(columns="n")
+    return table.rename(columns=TRIAL_COLUMNS)
 
 
 def ship(

@@ -20,6 +20,11 @@ class Estimate(NamedTuple):
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.n}"
 
     @property
+    def cell(self) -> str:
+        """The same for tables: 0.97 [0.91, 0.99] (32)."""
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({self.n})"
+
+    @property
     def percent(self) -> str:
         """The same for prose: 97 % [91, 99], n = 32."""
         value, low, high = (f"{100 * v:.3g}" for v in self[:3])
