@@ -90,7 +90,7 @@ erasure.surrogate_table(erased, found).round(2)
 #
 # The trained ones come with the book, as `dori testbed cure` made them. `dori mitigate --method adversarial` trains another model, and
 # {ref}`guide` says how; without any, this chapter shows the model as it is and pruned. Low-rank adapters (LoRA), trained by {eq}`eq-adversarial`
-# and nothing else, are `adversarial-lora` there; their row is still owed, as the claims table below says.
+# and nothing else, are `adversarial-lora` there. They were trained on the other half only (below), so they have no row in the matrix.
 
 # %%
 some = defences.defences(study, erased)
@@ -134,7 +134,9 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # No row but the twin's is. Pruning and ESD hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning
 # is far above them, as the paper says: most searches of fifty steps find nothing. But some images return, most of them from random numbers,
 # and ten times the steps bring back nearly all that were asked for. On the twin the same long search brings back none, so it is not the search
-# that writes them: what it finds was still there. SISS and concept ablation lie in between, SISS at a higher price ({numref}`fig-utility-trained`).
+# that writes them: what it finds was still there. SISS lies in between, at a higher price ({numref}`fig-utility-trained`);
+# concept ablation is close to adversarial fine-tuning. After a little relearning on unrelated pairs, a search finds some images under every
+# training, and none on the twin.
 #
 # Two causes are likely. The settings were chosen to cost at most a twentieth of the alignment. A stronger setting let
 # nothing through on the other half, in fifty steps, and cost more than that (trials above): what stands here is one point on a curve of erasure against
@@ -143,8 +145,26 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # Concept ablation is a stronger opponent here than in the paper, where a search undoes it. Its anchors are painted for captions that say exactly
 # what each picture shows, which nobody has for photographs from the web; and its learning rate was raised until a search met resistance, at
 # little cost. From random numbers it returned less than adversarial fine-tuning, from the prompt more; neither difference is certain with
-# so few images. Whether the triggers do the work, or what both have in common, long training on regular pairs at a high rate, has not been
-# measured yet: it takes the same training without triggers.
+# so few images.
+
+# %% [markdown]
+# ### Is it the searches?
+#
+# All these trainings show the model many regular pairs at a high learning rate. Is it that what makes it forget? The same training with parts
+# of it left out, on the half of the images that is not erased in this chapter, and judged there:
+
+# %% tags=["hide-input"]
+curing.trials(curing.ABLATIONS).set_index("left out").drop(columns=["training", "settings"])
+
+# %% [markdown]
+# Every one of these trainings silences the prompts, even the one that has no trigger at all. On this model, a silent prompt is worth
+# little as evidence: the regular pairs alone suffice. What the searches find then differs. Without
+# triggers, they find nearly all images; trained against the prompts, most; trained against the starting points of the searches, fewer, but
+# these include regular prompts, which the model then answers with surrogates, and it follows regular prompts much worse. Only searched triggers
+# leave little to find at a small price. This is what the paper says of its method.
+#
+# Adapters of rank 16, which can change little of the model, resist less. One rank and one learning rate were tried, so this does not say that
+# no adapters could.
 
 # %% [markdown]
 # ### Looking
