@@ -130,7 +130,10 @@ def matrix(table: pd.DataFrame) -> pd.DataFrame:
     last = table[table["steps"] == table.groupby(["defence", "attacker"])["steps"].transform("max")]
     rows: dict[str, dict[str, str]] = {}
     for (defence, attacker), part in last.groupby(["defence", "attacker"], sort=False):
-        rows.setdefault(defence, {})[attacker] = memorization_rate(part).cell
+        rate = memorization_rate(part)
+        rows.setdefault(defence, {})[attacker] = (
+            f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}] ({rate.n})"
+        )
     return pd.DataFrame(rows).T.reindex(columns=[a for a in ATTACKERS if a in set(last["attacker"])])
 
 
@@ -145,3 +148,9 @@ def asked(
         if n != 0
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def on_spared(some: Sequence[Defence], prompts: Benchmark, sampling: Sampling) -> pd.DataFrame:
+    """Collateral: what the images that nobody asked to erase answer to their own prompts."""
+    bare = [dataclasses.replace(defence, units=None) for defence in some]
+    return pd.concat([ask(one, PROMPT, prompts, sampling) for one in bare], ignore_index=True)
