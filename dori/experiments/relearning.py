@@ -19,7 +19,7 @@ from dori.metrics.replication import replication_table
 from dori.mitigation.targets import Retain, denoising_loss, retain_batch, trainable
 from dori.mitigation.units import Units
 from dori.model import TextToImageModel
-from dori.store import Record
+from dori.store import Record, RunStore
 from dori.study import Study
 from dori.testbed.planting import copied
 from dori.training import Fit, Schedule
@@ -84,7 +84,9 @@ def relearned_table(
         pairs = erasing.unrelated_pairs(study)
         with tempfile.TemporaryDirectory() as run_dir:
             relearn(model, pairs, settings, seed=study.seed, run_dir=Path(run_dir))
-        table = attack_table(study.on(model), prompts, settings.plan, units=units, sampling=sampling)
+            # Keys of these weights are of this machine alone: nobody could find the records again.
+            own = dataclasses.replace(study.on(model), store=RunStore(run_dir))
+            table = attack_table(own, prompts, settings.plan, units=units, sampling=sampling)
         return Record({"scores": {i: part["score"].tolist() for i, part in table.groupby("id", sort=False)}})
 
     scores = study.store.get("relearned", decides, compute).values["scores"]
