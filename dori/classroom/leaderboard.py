@@ -16,7 +16,6 @@ from dori.experiments import erasing
 from dori.experiments.defences import PRUNED, TRAINED, TWIN
 from dori.experiments.erasure import heldout_loss
 from dori.experiments.fragility import attack_table
-from dori.metrics.intervals import Estimate
 from dori.metrics.replication import best_scores, memorization_rate
 from dori.mitigation.units import Units
 from dori.mitigation.wanda import wanda
@@ -121,8 +120,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "rank": ["–" if np.isnan(r) else f"{r:.0f}" for r in table["rank"]],
-            "rate, own prompt": [_rate(r) for r in table["prompt"]],
-            "rate, held-out search": [_rate(r) for r in table["attack"]],
+            "rate, own prompt": [r.cell for r in table["prompt"]],
+            "rate, held-out search": [r.cell for r in table["attack"]],
             "best score, held-out search": [f"{s:.2f}" for s in table["score"]],
             "held-out loss": [f"{100 * x:+.1f} %" for x in table["lost"]],
         },
@@ -135,7 +134,3 @@ def compete(room: Room, prompts: Benchmark, some: Mapping[str, Study]) -> pd.Dat
     trained = utility_loss(room, room.study)
     models = {**some, **references(room, prompts)}
     return board({name: judge(room, study, prompts) for name, study in models.items()}, trained=trained)
-
-
-def _rate(rate: Estimate) -> str:
-    return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}] ({rate.n})"

@@ -130,10 +130,7 @@ def matrix(table: pd.DataFrame) -> pd.DataFrame:
     last = table[table["steps"] == table.groupby(["defence", "attacker"])["steps"].transform("max")]
     rows: dict[str, dict[str, str]] = {}
     for (defence, attacker), part in last.groupby(["defence", "attacker"], sort=False):
-        rate = memorization_rate(part)
-        rows.setdefault(defence, {})[attacker] = (
-            f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}] ({rate.n})"
-        )
+        rows.setdefault(defence, {})[attacker] = memorization_rate(part).cell
     return pd.DataFrame(rows).T.reindex(columns=[a for a in ATTACKERS if a in set(last["attacker"])])
 
 
