@@ -47,7 +47,7 @@ from IPython.display import Markdown
 
 from dori import plots
 from dori.claims import claims_table
-from dori.experiments import curing, defences, erasing, erasure
+from dori.experiments import collateral, curing, defences, erasing, erasure
 from dori.experiments.adjustment import adjusted_table
 from dori.metrics.replication import memorization_rate
 from dori.study import open_study
@@ -231,7 +231,7 @@ Markdown("Share of alignment lost by adversarial fine-tuning: "
 # *other* half, and, nearest to the erased images, how well regular captions are followed that describe what those show.
 
 # %%
-erasure.collateral(study, some).round(2)
+collateral.collateral(study, some, found)
 
 # %% [markdown]
 # The half that nobody named falls silent, too: under adversarial fine-tuning, concept ablation and ESD its prompts return none of their images,

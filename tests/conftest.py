@@ -1,5 +1,6 @@
 """Small pipelines built from configs (random weights, no download), a stand-in descriptor, a benchmark."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -293,3 +294,10 @@ def study(tiny_model, descriptor, benchmark_csv, tmp_path):
     bench = load_benchmark(benchmark_csv)
     memorized, regular = bench.select(kind=["verbatim", "template"]), bench.select(kind="none")
     return Study(tiny_model, memorized, regular, descriptor, RunStore(tmp_path / "run"), PRESETS["smoke"])
+
+
+@pytest.fixture
+def halves(study):
+    """The study with two images of one level, one to erase and one to spare, and rows to judge by."""
+    table = study.memorized.table.assign(copies=256)
+    return dataclasses.replace(study, memorized=dataclasses.replace(study.memorized, table=table))

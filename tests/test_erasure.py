@@ -13,18 +13,10 @@ from dori.experiments.defences import HEADLINE, LONG, PROMPT, TRAINED, TWIN, Def
 from dori.experiments.erasure import AFT, FROM_PROMPT, FROM_RANDOM
 from dori.metrics.intervals import Estimate
 from dori.mitigation.surrogates import Surrogate
-from dori.study import open_study
 from dori.testbed import cured
 from dori.testbed.planting import copied
 
 LOOKS = defences.SEARCHES[LONG].steps
-
-
-@pytest.fixture
-def halves(study):
-    """The study with two images of one level, one to erase and one to spare, and rows to judge by."""
-    table = study.memorized.table.assign(copies=256)
-    return dataclasses.replace(study, memorized=dataclasses.replace(study.memorized, table=table))
 
 
 def answers(defence, attacker, hits, steps=50):
@@ -124,37 +116,6 @@ def test_the_heldout_loss_is_the_same_twice_and_without_rows_there_is_no_table(h
     assert erasure.heldout_loss(halves, rows) == erasure.heldout_loss(halves, rows)
     bare = dataclasses.replace(halves, regular=halves.regular.head(0))
     assert erasure.utility(bare, [Defence(TRAINED, bare)]).empty
-
-
-def test_collateral_leaves_out_what_is_pruned_for_each_image(halves):
-    some = [Defence(TRAINED, halves), Defence("pruned", halves, {"i0": None})]
-    table = erasure.collateral(halves, some)
-    assert list(table.index) == [TRAINED]
-    assert table.loc[TRAINED, "n"] == len(erasing.spared(halves))
-
-
-def test_captions_near_the_erased_are_regular_ones_of_what_they_show(halves, tmp_path, monkeypatch):
-    monkeypatch.setitem(erasure.SIZES, "quick", dataclasses.replace(erasure.SIZES["quick"], spared=2))
-    bundled = open_study(preset="quick", device="cpu", run_dir=tmp_path / "bundled")
-    broken = copied(bundled.model, "broken")
-    with torch.no_grad():
-        for p in broken.unet.parameters():
-            p.mul_(0.5)
-    asked, measure = [], erasure.utility_table
-
-    def noting(study, prompts, *rest, **more):
-        asked.extend(zip(prompts.ids, prompts.prompts(), strict=True))
-        return measure(study, prompts, *rest, **more)
-
-    monkeypatch.setattr(erasure, "utility_table", noting)
-    table = erasure.near(bundled, [Defence(TRAINED, bundled), Defence(AFT, bundled.on(broken))])
-    assert table.loc[TRAINED, erasure.NEAR] == 0
-    assert abs(table.loc[AFT, erasure.NEAR]) > 0.01
-    shown = erasing.erased(bundled).table
-    for i, caption in asked:
-        assert {shown.loc[i, "time"], shown.loc[i, "place"], shown.loc[i, "colour"]} <= set(caption.split())
-        assert shown.loc[i, "prompt"] not in caption
-    assert erasure.near(halves, [Defence(TRAINED, halves)]).empty
 
 
 @pytest.mark.parametrize("search", [False, True])

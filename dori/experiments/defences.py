@@ -145,9 +145,3 @@ def asked(
         if n != 0
     ]
     return pd.concat(parts, ignore_index=True)
-
-
-def on_spared(some: Sequence[Defence], prompts: Benchmark, sampling: Sampling) -> pd.DataFrame:
-    """Collateral: what the images that nobody asked to erase answer to their own prompts."""
-    bare = [dataclasses.replace(defence, units=None) for defence in some]
-    return pd.concat([ask(one, PROMPT, prompts, sampling) for one in bare], ignore_index=True)

@@ -1,6 +1,5 @@
-"""Chapter 4's tables: surrogates, attackers against defences, work, utility, collateral, cost."""
+"""Chapter 4's tables: surrogates, attackers against defences, work, utility, cost."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ from dori.attack import Attack
 from dori.benchmark import Benchmark
 from dori.drawing import Sampling, Trigger, drawn, prompt_trigger
 from dori.experiments import cuts, defences, erasing
-from dori.experiments.curing import paraphrases
 from dori.experiments.defences import (
     ATTACKERS,
     HEADLINE,
@@ -37,7 +35,6 @@ from dori.testbed import cured
 
 AFT, LORA = "adversarial fine-tuning", "the same, LoRA"
 NAMES = {AFT: "aft", LORA: "lora", "ESD": "esd", "concept ablation": "ca", "SISS": "siss"}  # in headlines
-NEAR = "alignment of captions near the erased, change"
 FROM_PROMPT, FROM_RANDOM = "DoRI from the prompt", "DoRI from random numbers"
 
 
@@ -182,37 +179,6 @@ def aft_costs(table: pd.DataFrame) -> dict[str, Estimate]:
     change = estimate(table, AFT, "fid_change")
     low = Estimate(change.low, np.nan, np.nan, change.n)
     return {"aft_alignment_loss": alignment_loss(table, AFT), "aft_fid_change_low": low}
-
-
-def collateral(study: Study, some: Sequence[Defence]) -> pd.DataFrame:
-    """What training did that nobody asked for, a row per defence but the pruned one, which is made per image.
-
-    Columns: MR of the spared half, its interval and n; and what `near` says of the erased half, where it can.
-    """
-    whole = [d for d in some if not d.units]
-    table = defences.on_spared(whole, erasing.spared(study).head(sizes(study).spared), sampling(study))
-    rows = {name: memorization_rate(part) for name, part in table.groupby("defence", sort=False)}
-    shown = pd.DataFrame({name: r._asdict() for name, r in rows.items()}).T
-    shown = shown.rename(columns={"value": "MR of the spared half"})
-    return shown.join(near(study, whole))
-
-
-def near(study: Study, some: Sequence[Defence]) -> pd.DataFrame:
-    """Are regular captions of what the erased images show still followed? A row per defence.
-
-    The change of prompt alignment as a share of the model as trained, one caption an image, paired, and its
-    interval. Empty for another benchmark, of which nobody knows what its images show in such words.
-    """
-    columns = [NEAR, f"{NEAR}, low", f"{NEAR}, high"]
-    if not study.bundled:
-        return pd.DataFrame(columns=columns)
-    erased = erasing.erased(study).head(sizes(study).spared)
-    captions = [texts[0] for texts in paraphrases(study, erased)]
-    asked = dataclasses.replace(erased, table=erased.table.assign(prompt=captions))
-    models = {d.label: None if d.label == TRAINED else d.study for d in some}
-    table = utility_table(study, asked, models, sampling=sampling(study))
-    ends = ("alignment_change", "alignment_change_low", "alignment_change_high")
-    return table.set_index("label")[list(ends)].set_axis(columns, axis=1)
 
 
 def costs(study: Study) -> pd.DataFrame:
