@@ -136,7 +136,7 @@ def sd14(monkeypatch_module):
 
 def test_all_ways_of_the_large_attack_come_to_the_same_losses(sd14):
     arguments = ["--size=tiny", "--device=cpu", "--images=2", "--at-once=2", "--steps=2"]
-    ways = {}
+    ways, work = {}, sd14.work_of_a_row("tiny")["embedding"]
     for way in sd14.WAYS:
         if way not in sd14.parse(arguments).skip:
             ways[way] = sd14.attacked(sd14.parse([*arguments, f"--way={way}"]))
@@ -146,7 +146,9 @@ def test_all_ways_of_the_large_attack_come_to_the_same_losses(sd14):
     assert max(one["losses_apart"] for one in found.values()) < 0.02, "half precision"
     for one in ways.values():
         assert one["images_per_hour"] == pytest.approx(3600 * 2 / (one["seconds"] * 50 / 2))
-        assert 0 < one["utilisation"] < 1
+        # a share of a peak measured beside other programs may well exceed 1: only its definition can be held
+        done = one["utilisation"] * one["matrix_teraflops"] * 1e12 * one["seconds"]
+        assert done == pytest.approx(work * Attack().batch * 2 * 2)
 
 
 def test_the_work_of_a_row_is_counted(sd14, monkeypatch):
