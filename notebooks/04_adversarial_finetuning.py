@@ -48,7 +48,7 @@ from IPython.display import Markdown
 from dori import plots
 from dori.claims import claims_table
 from dori.experiments import collateral, curing, defences, erasing, erasure
-from dori.experiments.adjustment import adjusted_table
+from dori.experiments.adjustment import CALIBRATION, adjusted_table, median_pull, targets_compared
 from dori.metrics.replication import memorization_rate
 from dori.study import open_study
 
@@ -245,15 +245,25 @@ collateral.collateral(study, some, found)
 #
 # {cite:t}`wen2024detecting` leave the weights alone and adjust the prompt's embedding before sampling, until it pulls no harder than a regular
 # prompt's, for at most ten steps. It is a lock on the front door: who may hand in an embedding hands in the one that DoRI found, and nothing is
-# adjusted. On this model it does not hold the prompts back either, with its published steps and with the pull of a regular prompt for a
-# target. Why has not been looked into: ten steps may not lower the pull enough, or a lower pull may not be what keeps an image from
-# being painted, here where prompts say nothing about the image.
+# adjusted.
 
 # %%
 adjusted = memorization_rate(adjusted_table(study, erased, erasure.sampling(study)))
 bypassed = erasure.rate(table, defences.TRAINED, "DoRI from the prompt")
+pulls = [median_pull(study, prompts, erasure.sampling(study)) for prompts in (erased, study.regular.head(CALIBRATION))]
 Markdown(f"Prompt as it is: {erasure.rate(table, defences.TRAINED, defences.PROMPT).percent}; prompt adjusted: {adjusted.percent}; "
-         f"embedding handed in: {bypassed.percent}.")
+         f"embedding handed in: {bypassed.percent}. Before sampling, a memorized prompt pulls with {pulls[0]:.3g}, a regular one with "
+         f"{pulls[1]:.3g} (medians of $\\lVert\\epsilon_y - \\epsilon_\\varnothing\\rVert$).")
+
+# %% [markdown]
+# Where the two pulls lie close together, as they do on the bundled model, its prompts are hardly touched before they reach the target: the pull
+# of the first step is then no mark of a memory. Is it at least a handle on it? The same with lower targets and more steps:
+
+# %%
+targets_compared(study, erased, erasure.sampling(study))
+
+# %% [markdown]
+# An embedding that pulls at nothing says nothing: a target of zero silences any prompt, and leaves none to be followed.
 
 # %% [markdown]
 # ## What to conclude
