@@ -47,8 +47,7 @@ from IPython.display import Markdown
 
 from dori import plots
 from dori.claims import claims_table
-from dori.experiments import collateral, curing, defences, erasing, erasure
-from dori.experiments.adjustment import CALIBRATION, adjusted_table, median_pull, targets_compared
+from dori.experiments import adjustment, collateral, curing, defences, erasing, erasure
 from dori.metrics.replication import memorization_rate
 from dori.study import open_study
 
@@ -248,9 +247,9 @@ collateral.collateral(study, some, found)
 # adjusted.
 
 # %%
-adjusted = memorization_rate(adjusted_table(study, erased, erasure.sampling(study)))
+adjusted = memorization_rate(adjustment.adjusted_table(study, erased, erasure.sampling(study)))
 bypassed = erasure.rate(table, defences.TRAINED, "DoRI from the prompt")
-pulls = [median_pull(study, prompts, erasure.sampling(study)) for prompts in (erased, study.regular.head(CALIBRATION))]
+pulls = [adjustment.median_pull(study, prompts, erasure.sampling(study)) for prompts in (erased, adjustment.regular(study))]
 Markdown(f"Prompt as it is: {erasure.rate(table, defences.TRAINED, defences.PROMPT).percent}; prompt adjusted: {adjusted.percent}; "
          f"embedding handed in: {bypassed.percent}. Before sampling, a memorized prompt pulls with {pulls[0]:.3g}, a regular one with "
          f"{pulls[1]:.3g} (medians of $\\lVert\\epsilon_y - \\epsilon_\\varnothing\\rVert$).")
@@ -260,7 +259,7 @@ Markdown(f"Prompt as it is: {erasure.rate(table, defences.TRAINED, defences.PROM
 # of the first step is then no mark of a memory. Is it at least a handle on it? The same with lower targets and more steps:
 
 # %%
-targets_compared(study, erased, erasure.sampling(study))
+adjustment.targets_compared(study, erased, erasure.sampling(study))
 
 # %% [markdown]
 # An embedding that pulls at nothing says nothing: a target of zero silences any prompt, and leaves none to be followed.

@@ -128,13 +128,13 @@ def test_lower_pulls_are_shares_of_a_regular_prompts(study, monkeypatch):
     sampling, asked = study.sampling(steps=2, seeds=1), []
     seeds = [noise_seed(study.seed, i, 0) for i in study.regular.ids]
     embeds = study.model.encode_prompts(study.regular.prompts())
-    regular = magnitudes(study.model, embeds, seeds, num_inference_steps=2)[:, 0].median().item()
-    assert adjustment.regular_pull(study, sampling) == pytest.approx(regular, rel=5e-3)
+    pull = magnitudes(study.model, embeds, seeds, num_inference_steps=2)[:, 0].median().item()
+    assert adjustment.median_pull(study, adjustment.regular(study), sampling) == pytest.approx(pull, rel=5e-3)
     monkeypatch.setattr(
         adjustment, "adjusted", lambda model, embeds, seeds, settings: asked.append(settings) or embeds
     )
     found = adjustment.targets_compared(study, study.memorized.head(1), sampling)
-    assert [one.target for one in asked] == pytest.approx([regular, regular / 2, 0], rel=5e-3)
+    assert [one.target for one in asked] == pytest.approx([pull, pull / 2, 0], rel=5e-3)
     assert [one.iterations for one in asked] == found["steps at most"].tolist() == [10, 100, 100]
     assert found["MR of the prompts"].nunique() == 1, "the stub adjusts nothing"
 

@@ -35,9 +35,9 @@ def median_pull(study: Study, prompts: Benchmark, sampling: Sampling) -> float:
     return float(f"{pull.float().flatten(1).norm(dim=1).median():.3g}")
 
 
-def regular_pull(study: Study, sampling: Sampling) -> float:
-    """`median_pull` of regular prompts."""
-    return median_pull(study, study.regular.head(CALIBRATION), sampling)
+def regular(study: Study) -> Benchmark:
+    """The regular prompts whose median pull is the measure of a target."""
+    return study.regular.head(CALIBRATION)
 
 
 def adjusted_table(
@@ -48,7 +48,7 @@ def adjusted_table(
     The target is a `share` of a regular prompt's pull. A row per image and seed: id, seed, score, replicated.
     Source: Wen et al. 2024, section 5. Raises DoriError.
     """
-    target = float(f"{share * regular_pull(study, sampling):.3g}")
+    target = float(f"{share * median_pull(study, regular(study), sampling):.3g}")
     settings = Adjustment(target=target, iterations=iterations, sampling_steps=sampling.steps)
     scores = {i: _scores(study, prompts, i, settings, sampling=sampling) for i in prompts.ids}
     return replication_table(scores, study.descriptor.threshold)
