@@ -224,20 +224,26 @@ Markdown("Share of alignment lost by adversarial fine-tuning: "
          + (costs["aft_alignment_loss"].percent if costs else "not measured here") + ".")
 
 # %% [markdown]
-# ### And the images nobody asked to erase?
-
-# The trainings were told of one half of the images with the most copies. Below stands the {term}`memorization rate` of the prompts of the
-# *other* half, and, nearest to the erased images, how well regular captions are followed that describe what those show.
+# ### And what nobody asked for?
+#
+# The trainings were told of one half of the images with the most copies. The table asks for the *other* half, by its prompts and by searches
+# from them; how well regular captions are followed that describe what the erased images show; and how many erased prompts now paint one
+# of their {term}`surrogates <surrogate>`, by the same threshold: these were put in place of the images, a few for each.
 
 # %%
 collateral.collateral(study, some, found)
 
 # %% [markdown]
-# The half that nobody named falls silent, too: under adversarial fine-tuning, concept ablation and ESD its prompts return none of their images,
-# under SISS about half. All these captions are invented names, and what the trainings seem to have learnt is to answer *any* such name with
-# something else. For whoever wants memorized images gone this is welcome; as a statement about one image it is not: none of these trainings
-# erases what it is told to and nothing else. Silent prompts are not erased images, as {ref}`pruning-fragility` showed, and the spared half was
-# not searched for here. Captions near the erased images lose more alignment than regular ones in general.
+# **On the bundled model, as shipped:** the half that nobody named falls silent, too, under all trainings but SISS. After ESD and SISS it
+# is hidden and no more: searches find as much of it as in the model as trained. After adversarial fine-tuning they find as little
+# of it as of the half that was to be erased. All these captions are invented names, and the training seems to have taught the model to answer
+# *any* such name with something else. For whoever wants memorized images gone this is welcome; as a statement about one image it is not:
+# none of these trainings erases what it is told to and nothing else. Captions near the erased images lose more alignment than regular ones in general.
+#
+# **One memory is written over another.** After adversarial fine-tuning and SISS most erased prompts return a surrogate. Both trainings show the model
+# a few fixed pictures for each prompt again and again, and that is how it came to memorize the first ones. Concept ablation and ESD, which
+# have no such picture for a prompt, leave none behind. Where surrogates are harmless this may do, but it is not forgetting, and whoever chooses
+# them had better choose pictures that may be returned. Whether fresh surrogates in every round would avoid it was not tried.
 
 # %% [markdown]
 # ## Mending the prompt instead
@@ -287,7 +293,8 @@ Markdown("\n".join(["**What to take away**", ""] + [f"- {name}: {figures[key].pe
 #
 # 1. Held-out settings differ from those of the training in start, optimiser, step size and number of draws. Which of the four matters? Write an
 #    attacker that differs in one of them (`dori.experiments.defences.SEARCHES`).
-# 2. A surrogate is an image like any other. Does the mended model now memorize its surrogates? Score what it paints against them.
+# 2. The mended model memorizes its surrogates. How many would each prompt need, for none of them to be returned? Train with more of them
+#    (`dori.mitigation.surrogates.Drawing`).
 # 3. {numref}`fig-work` takes 500 steps on a few images. How many images would it take to tell a share of a tenth from the twin's?
 # 4. Half of the images were erased. Erase them one by one instead: does the tenth cost as much as the first?
 #
