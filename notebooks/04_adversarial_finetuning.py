@@ -235,8 +235,8 @@ collateral.collateral(study, some, found)
 
 # %% [markdown]
 # **On the bundled model, as shipped:** the half that nobody named falls silent, too, under all trainings but SISS. After ESD and SISS it
-# is hidden and no more: searches find as much of it as in the model as trained. After adversarial fine-tuning they find as little
-# of it as of the half that was to be erased. All these captions are invented names, and the training seems to have taught the model to answer
+# is hidden and no more: searches find as much of it as in the model as trained; after concept ablation less, but most. After adversarial
+# fine-tuning they find as little of it as of the half that was to be erased. All these captions are invented names, and the training seems to have taught the model to answer
 # *any* such name with something else. For whoever wants memorized images gone this is welcome; as a statement about one image it is not:
 # none of these trainings erases what it is told to and nothing else. Captions near the erased images lose more alignment than regular ones in general.
 #
