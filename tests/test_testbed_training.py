@@ -130,6 +130,26 @@ def test_unknown_part_is_named(tmp_path):
         Workshop(tmp_path).make("unet")
 
 
+def test_model_and_twin_start_from_one_trunk(tmp_path, monkeypatch):
+    starts = []
+
+    def moved(stage, unet, *_, **__):
+        starts.append({k: v.clone() for k, v in unet.state_dict().items()})
+        with torch.no_grad():
+            for p in unet.parameters():
+                p.add_(1)
+        return unet
+
+    monkeypatch.setattr(denoiser, "train", moved)
+    monkeypatch.setattr(Workshop, "pairs", lambda self, memorized: None)
+    workshop = Workshop(tmp_path, Recipe(unet_channels=(16,) * 4))
+    for part in ("trunk", "model", "twin"):
+        workshop.make(part)
+    _, model, twin = starts
+    trunk = workshop.trunk.state_dict()
+    assert all(torch.equal(trunk[k], model[k]) and torch.equal(trunk[k], twin[k]) for k in trunk)
+
+
 class _Placed(Fit):
     """A training of one step on a device that holds no numbers: is everything on it?"""
 

@@ -5,6 +5,7 @@ Every part resumes from its checkpoint and is skipped when done.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -131,7 +132,7 @@ class Workshop:
 
     def _branch(self, name: str) -> UNet2DConditionModel:
         def train() -> nn.Module:
-            unet = self.trunk.train()
+            unet = copy.deepcopy(self.trunk).train()  # a copy: the other branch starts from the trunk, too
             return self._denoise(denoiser.branch(name, self.recipe), unet, self.pairs(memorized=True))
 
         return self._pretrained(name, UNet2DConditionModel, train)
