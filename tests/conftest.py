@@ -137,17 +137,8 @@ def adapt(pipe: StableDiffusionPipeline, name: str = "tiny") -> TextToImageModel
 
 
 # Files of minutes, begun first: whatever takes longest must not be what one worker ends with alone.
-LONG = [
-    "course",
-    "chapters",
-    "survives",
-    "guide",
-    "parallel",
-    "benchmarks",
-    "book_build",
-    "assignments",
-    "collateral",
-]
+LONG = ["course", "chapters", "survives", "guide", "parallel", "benchmarks", "book_build", "assignments",
+        "collateral"]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
