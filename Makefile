@@ -45,7 +45,7 @@ records: env
 	$(BIN)/python scripts/records.py $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MISSING),--missing)
 
 test: env
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff check .

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from dori.metrics.intervals import Estimate
@@ -51,12 +52,12 @@ def magnitudes(
 
 def auroc(scores: Sequence[float], memorized: Sequence[bool]) -> Estimate:
     """Area under the ROC curve; the interval resamples memorized and regular prompts apart."""
-    return _stratified(roc_auc_score, scores, memorized)
+    return _stratified(_area, scores, memorized)
 
 
 def tpr_at(scores: Sequence[float], memorized: Sequence[bool], *, fpr: float = 0.01) -> Estimate:
     """Share of memorized prompts found while at most `fpr` of the regular prompts raise an alarm."""
-    return _stratified(lambda y, s: _tpr(y, s, fpr), scores, memorized)
+    return _stratified(lambda y, s: [_tpr(y, row, fpr) for row in s], scores, memorized)
 
 
 def roc_table(scores: Sequence[float], memorized: Sequence[bool]) -> pd.DataFrame:
@@ -66,6 +67,13 @@ def roc_table(scores: Sequence[float], memorized: Sequence[bool]) -> pd.DataFram
         return pd.DataFrame({"fpr": [], "tpr": [], "threshold": []})
     fpr, tpr, threshold = roc_curve(memorized, np.asarray(scores, dtype=float))
     return pd.DataFrame({"fpr": fpr, "tpr": tpr, "threshold": threshold})
+
+
+def _area(memorized: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Area of each row of scores (B, N): the share of pairs in which the memorized prompt has the higher."""
+    found, others = scores[:, memorized], scores[:, ~memorized]
+    u = mannwhitneyu(found, others, axis=1, method="asymptotic").statistic
+    return u / (found.shape[1] * others.shape[1])
 
 
 def _tpr(memorized: np.ndarray, scores: np.ndarray, fpr: float) -> float:
@@ -81,9 +89,8 @@ def _stratified(
     rng, groups = np.random.default_rng(0), [np.flatnonzero(memorized), np.flatnonzero(~memorized)]
     if any(len(group) == 0 for group in groups):
         return Estimate(float("nan"), float("nan"), float("nan"), len(groups[0]))
-    drawn = []
-    for _ in range(resamples):
-        rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
-        drawn.append(statistic(memorized[rows], scores[rows]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(float(statistic(memorized, scores)), float(low), float(high), len(groups[0]))
+    rows = np.array([[i for g in groups for i in rng.choice(g, len(g))] for _ in range(resamples)])
+    classes = memorized[np.concatenate(groups)]
+    low, high = np.quantile(statistic(classes, scores[rows]), [0.025, 0.975])
+    point = float(statistic(memorized, scores[None])[0])
+    return Estimate(point, float(low), float(high), len(groups[0]))

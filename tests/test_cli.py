@@ -55,10 +55,18 @@ def test_a_missing_benchmark(run, tmp_path):
     assert "none.csv" in one_line(run(benchmark=tmp_path / "none.csv"))
 
 
-@pytest.mark.parametrize("text", ["", "id,prompt,image\n", "id,caption,image\na,b,c\n"])
-def test_an_empty_or_odd_benchmark(run, tmp_path, text):
-    (tmp_path / "b.csv").write_text(text)
-    assert "b.csv" in one_line(run(benchmark=tmp_path / "b.csv"))
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty; expected a header with id, prompt, image"),
+        ("id,prompt,image\n", "has a header and no rows"),
+        ("id,words,image\na,b,c\n", "no column prompt; it has id, words, image"),
+    ],
+)
+def test_an_empty_or_odd_benchmark(run, tmp_path, text, said):
+    path = tmp_path / "odd.csv"
+    path.write_text(text)
+    assert said in one_line(run(benchmark=path)).split(str(path))[1]
 
 
 def test_bad_rows_cost_a_line_each_and_the_others_go_on(run, benchmark_csv, tmp_path):

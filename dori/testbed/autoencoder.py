@@ -47,16 +47,16 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
     return error.abs().mean() + EDGE_WEIGHT * edges
 
 
-def train(images: np.ndarray, recipe: Recipe, run_dir: Path) -> AutoencoderKL:
+def train(images: np.ndarray, recipe: Recipe, run_dir: Path, device: str = "cpu") -> AutoencoderKL:
     """Train on `images` (uint8 `(N, 64, 64, 3)`), then fix the scaling factor so that latents have unit
-    deviation."""
+    deviation. What is returned is on the CPU."""
     torch.manual_seed(recipe.seed)
-    vae = build(recipe).to(memory_format=torch.channels_last)
+    vae = build(recipe).to(device, memory_format=torch.channels_last)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         batch = images[rng.integers(len(images), size=recipe.vae_batch)]
         batch = np.where(rng.random((len(batch), 1, 1, 1)) < 0.5, batch, batch[:, :, ::-1])
-        target = to_tensor(batch).contiguous(memory_format=torch.channels_last)
+        target = to_tensor(batch).to(device, memory_format=torch.channels_last)
         posterior = vae.encode(target).latent_dist
         output = vae.decode(posterior.sample(torch_rng(rng))).sample
         reconstruction = reconstruction_loss(output, target)
@@ -72,27 +72,30 @@ def train(images: np.ndarray, recipe: Recipe, run_dir: Path) -> AutoencoderKL:
         ema_decay=0.995,
         weight_decay=0.0,
     )
-    vae = fit.run()
+    vae = fit.run().cpu()
     vae.register_to_config(scaling_factor=float(1 / encode(vae, images[:512]).std()))
     return vae
 
 
-def polish(vae: AutoencoderKL, images: np.ndarray, recipe: Recipe, run_dir: Path) -> AutoencoderKL:
+def polish(
+    vae: AutoencoderKL, images: np.ndarray, recipe: Recipe, run_dir: Path, device: str = "cpu"
+) -> AutoencoderKL:
     """Train the decoder alone for longer.
 
     Latents stay as they are, so the denoisers need not wait for it.
     """
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    vae.to(memory_format=torch.channels_last)
+    vae.to(device, memory_format=torch.channels_last)
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
 
     def loss(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         target = to_tensor(images[rng.integers(len(images), size=recipe.vae_batch)])
-        target = target.contiguous(memory_format=torch.channels_last)
+        target = target.to(device, memory_format=torch.channels_last)
         with torch.no_grad():
             latents = vae.encode(target).latent_dist.mean
-            latents = latents + recipe.decoder_noise * torch.randn(latents.shape, generator=torch_rng(rng))
+            noise = torch.randn(latents.shape, generator=torch_rng(rng)).to(device)
+            latents = latents + recipe.decoder_noise * noise
         return reconstruction_loss(vae.decode(latents).sample, target), {}
 
     Fit(
@@ -105,7 +108,7 @@ def polish(vae: AutoencoderKL, images: np.ndarray, recipe: Recipe, run_dir: Path
         ema_decay=0.995,
         weight_decay=0.0,
     ).run()
-    return vae.requires_grad_(True).eval()
+    return vae.cpu().requires_grad_(True).eval()
 
 
 @torch.no_grad()

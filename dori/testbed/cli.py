@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dori.errors import DoriError
 from dori.testbed.paths import TESTBED
 
 app = typer.Typer(
@@ -23,13 +24,14 @@ def train(
     out: Annotated[
         Path, typer.Option(help="where the finished testbed is written", show_default="data/testbed")
     ] = TESTBED,
-    device: Annotated[str, typer.Option(help="cpu or cuda; the denoisers are trained there")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")] = "cpu",
 ) -> None:
     """Train every part of the testbed (resumable), then write it to OUT."""
+    from dori.loading import resolve_device
     from dori.testbed.ship import ship
     from dori.testbed.train import PARTS, Workshop
 
-    workshop = Workshop(run_dir, device=device)
+    workshop = Workshop(run_dir, device=str(resolve_device(device)))
     for name in [part] if part else PARTS:
         workshop.make(name)
     if not part:
@@ -66,6 +68,8 @@ def cure(
     from dori.experiments.curing import SETTINGS, ship
     from dori.study import open_study
 
+    if only and only not in SETTINGS:
+        raise DoriError(f"unknown defence '{only}'; use {', '.join(SETTINGS)}")
     study = open_study(preset="quick", device="cpu", run_dir=run_dir)
     for name in [only] if only else SETTINGS:
         record = ship(study, name, run_dir / name, folder=out)

@@ -67,26 +67,29 @@ def batch_rows(groups: np.ndarray, count: int, rng: np.random.Generator) -> np.n
     return np.concatenate(rows)
 
 
-def train(images: np.ndarray, groups: np.ndarray, recipe: Recipe, run_dir: Path) -> nn.Module:
-    """Train on uint8 `(N, 64, 64, 3)` in groups of one caption: two copies of a picture are positives."""
+def train(
+    images: np.ndarray, groups: np.ndarray, recipe: Recipe, run_dir: Path, device: str = "cpu"
+) -> nn.Module:
+    """Train on uint8 `(N, 64, 64, 3)` in groups of one caption: two copies of a picture are positives.
+
+    Pictures are augmented on the CPU, and what is returned is there.
+    """
     torch.manual_seed(recipe.seed)
     net, augment = build_descriptor_net(recipe.descriptor_dim, recipe.descriptor_width), augmentations()
-    net = net.to(memory_format=torch.channels_last)
+    net = net.to(device, memory_format=torch.channels_last)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         rows = batch_rows(groups, recipe.descriptor_batch, rng)
         pixels = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 255
         with torch.random.fork_rng(devices=[]):  # kornia draws from the global generator
             torch.manual_seed(int(rng.integers(2**62)))
-            copies = (
-                augment(torch.cat([pixels, pixels])).clamp(0, 1).contiguous(memory_format=torch.channels_last)
-            )
-        embedded = net(copies)
-        similarity, labels = embedded @ embedded.T, torch.arange(len(rows)).repeat(2)
+            copies = augment(torch.cat([pixels, pixels])).clamp(0, 1)
+        embedded = net(copies.to(device, memory_format=torch.channels_last))
+        similarity, labels = embedded @ embedded.T, torch.arange(len(rows), device=device).repeat(2)
         contrast, spread = info_nce(similarity, labels, TEMPERATURE), entropy(similarity, labels)
         return contrast + ENTROPY_WEIGHT * spread, {"contrast": contrast.item(), "entropy": spread.item()}
 
-    return Fit(
+    fit = Fit(
         "descriptor",
         net,
         loss,
@@ -95,7 +98,8 @@ def train(images: np.ndarray, groups: np.ndarray, recipe: Recipe, run_dir: Path)
         recipe.seed,
         ema_decay=0.99,
         weight_decay=1e-4,
-    ).run()
+    )
+    return fit.run().cpu()
 
 
 @torch.no_grad()

@@ -94,14 +94,15 @@ def train_clip(
     tokenizer: CLIPTokenizer,
     recipe: Recipe,
     run_dir: Path,
+    device: str = "cpu",
 ) -> CLIPModel:
-    """Contrastive training (Radford et al.
+    """Contrastive training (Radford et al. 2021); what is returned is on the CPU.
 
-    2021). One pair in eight is a titled one, matched by its title alone.     Pairs of one batch whose
-    captions mean the same are positives of each other.
+    One pair in eight is a titled one, matched by its title alone. Pairs of one batch whose captions mean the
+    same are positives of each other.
     """
     torch.manual_seed(recipe.seed)
-    clip = build_clip(tokenizer, recipe)
+    clip = build_clip(tokenizer, recipe).to(device)
     images = np.concatenate([data[0], titled[0]])
     ids = torch.cat([tokenize(tokenizer, list(data[1]["caption"])), tokenize(tokenizer, titled[1])])
     meaning = pd.factorize(data[1][list(SLOTS)].agg(" ".join, axis=1))[0]
@@ -117,8 +118,8 @@ def train_clip(
         )
         shift = rng.integers(-2, 3, size=2)
         pixels = np.roll(images[rows], tuple(shift), axis=(1, 2))
-        out = clip(input_ids=ids[rows], pixel_values=to_tensor(pixels))
-        same = torch.from_numpy(meaning[rows][:, None] == meaning[rows][None]).float()
+        out = clip(input_ids=ids[rows].to(device), pixel_values=to_tensor(pixels).to(device))
+        same = torch.from_numpy(meaning[rows][:, None] == meaning[rows][None]).float().to(device)
         target = same / same.sum(1, keepdim=True)
         both = (
             F.cross_entropy(out.logits_per_image, target) + F.cross_entropy(out.logits_per_text, target)
@@ -126,7 +127,7 @@ def train_clip(
         hit = same.gather(1, out.logits_per_image.argmax(1, keepdim=True)).mean().item()
         return both, {"accuracy": hit}
 
-    return Fit(
+    fit = Fit(
         "clip",
         clip,
         loss,
@@ -135,7 +136,8 @@ def train_clip(
         recipe.seed,
         ema_decay=0.99,
         weight_decay=0.05,
-    ).run()
+    )
+    return fit.run().cpu()
 
 
 def text_encoder(clip: CLIPModel) -> CLIPTextModel:

@@ -5,6 +5,7 @@ Every part resumes from its checkpoint and is skipped when done.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +72,9 @@ class Workshop:
     @cached_property
     def vae(self) -> AutoencoderKL:
         return self._pretrained(
-            "vae", AutoencoderKL, lambda: autoencoder.train(self.regular[0], self.recipe, self.run_dir)
+            "vae",
+            AutoencoderKL,
+            lambda: autoencoder.train(self.regular[0], self.recipe, self.run_dir, self.device),
         )
 
     @cached_property
@@ -86,6 +89,7 @@ class Workshop:
                 self.regular[0],
                 self.recipe,
                 self.run_dir,
+                self.device,
             ),
         )
 
@@ -94,14 +98,16 @@ class Workshop:
         return self._pretrained(
             "clip",
             CLIPModel,
-            lambda: text.train_clip(self.regular, self.catalogue, self.tokenizer, self.recipe, self.run_dir),
+            lambda: text.train_clip(
+                self.regular, self.catalogue, self.tokenizer, self.recipe, self.run_dir, self.device
+            ),
         )
 
     @cached_property
     def descriptor(self) -> nn.Module:
         path, recipe = self.run_dir / "descriptor.safetensors", self.recipe
         if not path.exists():
-            net = descriptor.train(*dataset.descriptor_set(recipe), recipe, self.run_dir)
+            net = descriptor.train(*dataset.descriptor_set(recipe), recipe, self.run_dir, self.device)
             save_file({k: v.contiguous() for k, v in net.state_dict().items()}, path)
         net = build_descriptor_net(recipe.descriptor_dim, recipe.descriptor_width)
         net.load_state_dict(load_file(path))
@@ -126,9 +132,8 @@ class Workshop:
 
     def _branch(self, name: str) -> UNet2DConditionModel:
         def train() -> nn.Module:
-            return self._denoise(
-                denoiser.branch(name, self.recipe), self.trunk.train(), self.pairs(memorized=True)
-            )
+            unet = copy.deepcopy(self.trunk).train()  # a copy: the other branch starts from the trunk, too
+            return self._denoise(denoiser.branch(name, self.recipe), unet, self.pairs(memorized=True))
 
         return self._pretrained(name, UNet2DConditionModel, train)
 
