@@ -10,7 +10,6 @@ pytest.importorskip("papermill", reason="papermill is not installed: pip install
 
 import ipywidgets
 import nbformat
-import published
 import yaml
 from bookbuild import claims, commands, execute, landing, pages, pictures, reference, results, site, stage
 from bookbuild import parameters as parameters_module
@@ -308,21 +307,6 @@ def test_a_chapter_without_the_figure_is_named(layout):
     widget_notebook(layout.executed / f"{landing.SOURCE}.ipynb", tag="something")
     with pytest.raises(BuildError, match=r"has no cell tagged 'landing'"):
         landing.make_landing(layout)
-
-
-def test_published_notebooks_fetch_the_study_first(layout):
-    executor(layout).run(layout.chapters()[0])
-    before = nbformat.read(layout.executed / "01_first.ipynb", 4)
-    assert published.publish(layout, layout.root / "out", ("me", "dori")) == 1
-    notebook = nbformat.read(layout.root / "out" / "01_first.ipynb", 4)
-    assert "https://github.com/me/dori" in notebook.cells[0].source
-    assert notebook.cells[1:] == before.cells
-    nbformat.validate(notebook)
-
-
-def test_nothing_executed_is_nothing_to_publish(layout):
-    with pytest.raises(BuildError, match="build the book first"):
-        published.publish(layout, layout.root / "out", ("me", "dori"))
 
 
 def test_the_reference_has_every_module_of_the_package_but_the_testbeds(tmp_path):
