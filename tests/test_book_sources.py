@@ -118,6 +118,24 @@ def test_common_parameters_are_described_alike():
     assert not {name for name, words in told.items() if len(words) > 1}
 
 
+def pages() -> str:
+    """All that is written by hand: pages and chapters."""
+    return "\n".join(path.read_text() for path in [*(ROOT / "book").glob("*.md"), *CHAPTERS])
+
+
+def test_the_bibliography_is_what_is_cited():
+    keys = re.findall(r"^@\w+\{([^,]+),", (ROOT / "book" / "references.bib").read_text(), re.M)
+    cited = re.findall(r"\{cite:\w+\}`([^`]+)`", pages())
+    assert sorted(keys) == sorted({key.strip() for group in cited for key in group.split(",")})
+
+
+def test_the_glossary_has_every_term_in_the_order_of_the_alphabet():
+    entries = re.findall(r"^(\S.*)\n  \S", (ROOT / "book" / "glossary.md").read_text(), re.M)
+    assert entries == sorted(entries, key=str.lower)
+    used = re.findall(r"\{term\}`(?:[^`<]*<)?([^`<>]+)>?`", pages().replace("\n# ", " "))
+    assert {term.lower() for term in used} <= {entry.lower() for entry in entries}
+
+
 def test_nothing_is_misspelt():
     pytest.importorskip("codespell_lib", reason="codespell is not installed: pip install -e .[dev]")
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
