@@ -22,7 +22,8 @@
 # \alpha_t = \sqrt{\bar\alpha_t},\ \sigma_t = \sqrt{1 - \bar\alpha_t} .$$
 #
 # You write it, from $x_t$ up to the search. Write between the `YOUR CODE HERE` lines and delete the `raise`; keep the names of the
-# functions. The same cells have further, hidden tests when your work is graded. Needed: the chapter *Pruning fragility* of the book.
+# functions. The same cells have further, hidden tests when your work is graded. Needed: the chapter *Pruning: is a silenced
+# image gone?* of the book.
 
 # %% nbgrader={"grade": false, "grade_id": "parameters", "locked": true, "schema_version": 3, "solution": false, "task": false} tags=["parameters"]
 seed = 0
