@@ -13,11 +13,15 @@ from check_site import check_site
 from dori.archive import TOUCHED
 from dori.store import Record, RunStore
 
+bs4 = pytest.importorskip("bs4", reason="beautifulsoup4 is not installed: pip install -e .[book]")
+
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 # Not shipped, and made again with what stands on it: the pictures of a score, NeMo's threshold.
 ON_THE_WAY = {"image", "nemo-threshold"}
 FIELDS = {"value", "low", "high", "n", "preset", "model", "commit", "cell"}
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 needs_book = pytest.mark.skipif(
     not (HTML / "index.html").exists(), reason="no built site: run `make book` first"
@@ -110,8 +114,29 @@ def test_landing_page_shows_the_claims_table():
 @needs_book
 def test_landing_page_has_its_figure_with_and_without_scripts():
     page = (HTML / "index.html").read_text(encoding="utf-8")
-    assert "application/vnd.jupyter.widget-view+json" in page
+    assert WIDGET in page
     assert re.search(r'<noscript><img src="data:image/png;base64,[^"]{1000,}" alt="[^"]{20,}"', page)
+
+
+def without_still(page: str) -> list[str]:
+    """Sections of a page that hold a widget and no image that is there without scripts."""
+    widgets = bs4.BeautifulSoup(page, "html.parser").find_all("script", type=WIDGET)
+    sections = [widget.find_parent("section") for widget in widgets]
+    return [section.get("id", "") for section in sections if not section.find("img", src=True)]
+
+
+def test_a_widget_without_a_picture_is_noticed():
+    widget = f"<script type='{WIDGET}'>{{}}</script>"
+    page = f"<section id='a'>{widget}</section><section id='b'>{widget}<img src='b.png' alt='b'></section>"
+    assert without_still(page) == ["a"]
+
+
+@needs_book
+def test_pages_show_a_still_picture_where_scripts_are_off():
+    pages = {path.name: path.read_text(encoding="utf-8") for path in HTML.rglob("*.html")}
+    found = {name: without_still(text) for name, text in pages.items() if WIDGET in text}
+    assert len(found) >= 4, "the landing page and chapters have widgets"
+    assert not {name: sections for name, sections in found.items() if sections}
 
 
 def find_browser() -> str:

@@ -67,6 +67,20 @@ def test_figures_have_name_caption_and_words(chapter):
         assert len(entry.get("image", {}).get("alt", "")) > 20, f"{name}: describe what the figure shows"
 
 
+@each_chapter
+def test_an_interactive_figure_has_a_still_one_in_its_section(chapter):
+    """For readers without JavaScript."""
+    section, interactive, still = "", set(), set()
+    for cell in jupytext.read(chapter).cells:
+        if cell.cell_type == "markdown":
+            section = [section, *re.findall(r"^#+ .+$", cell.source, re.M)][-1]
+        elif "widgets." in cell.source:
+            interactive.add(section)
+        elif "figure" in cell.metadata.get("mystnb", {}):
+            still.add(section)
+    assert interactive <= still
+
+
 def test_figure_names_are_unique_in_the_book():
     names = [entry["figure"]["name"] for chapter in CHAPTERS for entry in figures(chapter)]
     names += re.findall(r":name: (fig-\S+)", "".join(p.read_text() for p in (ROOT / "book").glob("*.md")))
