@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
+pytest.importorskip("papermill", reason="papermill is not installed: pip install -e .[book]")
+pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
+
+import jupytext
+from click.testing import CliRunner
+from papermill.cli import papermill
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
@@ -120,6 +125,18 @@ def test_parameters_are_described(chapter):
     (cell,) = (cell for cell in code_cells(chapter) if "parameters" in cell.metadata.get("tags", []))
     for line in cell.source.splitlines():
         assert re.search(r"  # .{10,}", line), f"say behind it what this is: {line}"
+
+
+@each_chapter
+def test_papermill_tells_what_a_chapter_takes(chapter, tmp_path):
+    """Name, default and meaning, as `papermill --help-notebook` shows them."""
+    jupytext.write(jupytext.read(chapter), tmp_path / "chapter.ipynb")
+    told = CliRunner().invoke(papermill, [str(tmp_path / "chapter.ipynb"), "--help-notebook"])
+    assert told.exit_code == 0, told.output
+    (cell,) = (cell for cell in code_cells(chapter) if "parameters" in cell.metadata.get("tags", []))
+    for line in cell.source.splitlines():
+        name, default, meaning = re.split(r" = |  # ", line, maxsplit=2)
+        assert re.search(rf"{name}: .*\(default {re.escape(default)}\)\s+{re.escape(meaning)}", told.output)
 
 
 def test_common_parameters_are_described_alike():
