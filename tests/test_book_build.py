@@ -92,19 +92,23 @@ def test_a_chapter_runs_once_and_again_after_a_change(layout, capsys):
     assert executor(layout, preset="smoke").run(source) == first
     assert "unchanged" in capsys.readouterr().out
     source.write_text(CHAPTER.replace("print(preset)", "print(1 / 0)"))
-    with pytest.raises(BuildError, match="ZeroDivisionError"):
+    with pytest.raises(BuildError, match=r"In \[3\](?s:.*)print\(1 / 0\)(?s:.*)ZeroDivisionError"):
         executor(layout, preset="smoke").run(source)
     assert (layout.build / "failed" / "01_first.ipynb").exists()
     assert execute.read_record(layout, "01_first") == first, "a failed run leaves the last good one"
 
 
-def test_bad_input_of_a_chapter_is_one_clear_line(layout):
+def test_bad_input_of_a_chapter_is_one_clear_line_and_the_cell(layout):
     source = layout.chapters()[0]
     fault = "class DoriError(Exception): pass\nraise DoriError('no model x')"
     source.write_text(CHAPTER.replace("print(preset)", fault))
     with pytest.raises(BuildError) as stop:
         executor(layout).run(source)
-    assert str(stop.value) == "01_first: no model x"
+    first, number, *cell, last = str(stop.value).splitlines()
+    assert first == "01_first: no model x"
+    assert number == "Cell [3]:", "parameters, those of this run, and the cell that fails"
+    assert [line.strip() for line in cell] == fault.splitlines()
+    assert last.endswith("_build/failed/01_first.ipynb")
 
 
 def test_unknown_chapter_is_one_clear_line(layout):
