@@ -171,7 +171,6 @@ for embeds, mine in ((None, silenced), (near, best_scores(near))):
         assert abs(table.loc[table["id"] == i, "score"].max() - mine[i]) < 1e-6, (
             "the best seed, on the pruned model"
         )
-assert sum(revived.values()) > sum(silenced.values())
 ### END HIDDEN TESTS
 
 # %% [markdown]
