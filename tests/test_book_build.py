@@ -10,7 +10,6 @@ pytest.importorskip("papermill", reason="papermill is not installed: pip install
 
 import ipywidgets
 import nbformat
-import published
 import yaml
 from bookbuild import claims, commands, execute, landing, pages, pictures, reference, results, site, stage
 from bookbuild import parameters as parameters_module
@@ -93,19 +92,23 @@ def test_a_chapter_runs_once_and_again_after_a_change(layout, capsys):
     assert executor(layout, preset="smoke").run(source) == first
     assert "unchanged" in capsys.readouterr().out
     source.write_text(CHAPTER.replace("print(preset)", "print(1 / 0)"))
-    with pytest.raises(BuildError, match="ZeroDivisionError"):
+    with pytest.raises(BuildError, match=r"In \[3\](?s:.*)print\(1 / 0\)(?s:.*)ZeroDivisionError"):
         executor(layout, preset="smoke").run(source)
     assert (layout.build / "failed" / "01_first.ipynb").exists()
     assert execute.read_record(layout, "01_first") == first, "a failed run leaves the last good one"
 
 
-def test_bad_input_of_a_chapter_is_one_clear_line(layout):
+def test_bad_input_of_a_chapter_is_one_clear_line_and_the_cell(layout):
     source = layout.chapters()[0]
     fault = "class DoriError(Exception): pass\nraise DoriError('no model x')"
     source.write_text(CHAPTER.replace("print(preset)", fault))
     with pytest.raises(BuildError) as stop:
         executor(layout).run(source)
-    assert str(stop.value) == "01_first: no model x"
+    first, number, *cell, last = str(stop.value).splitlines()
+    assert first == "01_first: no model x"
+    assert number == "Cell [3]:", "parameters, those of this run, and the cell that fails"
+    assert [line.strip() for line in cell] == fault.splitlines()
+    assert last.endswith("_build/failed/01_first.ipynb")
 
 
 def test_unknown_chapter_is_one_clear_line(layout):
@@ -310,28 +313,13 @@ def test_a_chapter_without_the_figure_is_named(layout):
         landing.make_landing(layout)
 
 
-def test_published_notebooks_fetch_the_study_first(layout):
-    executor(layout).run(layout.chapters()[0])
-    before = nbformat.read(layout.executed / "01_first.ipynb", 4)
-    assert published.publish(layout, layout.root / "out", ("me", "dori")) == 1
-    notebook = nbformat.read(layout.root / "out" / "01_first.ipynb", 4)
-    assert "https://github.com/me/dori" in notebook.cells[0].source
-    assert notebook.cells[1:] == before.cells
-    nbformat.validate(notebook)
-
-
-def test_nothing_executed_is_nothing_to_publish(layout):
-    with pytest.raises(BuildError, match="build the book first"):
-        published.publish(layout, layout.root / "out", ("me", "dori"))
-
-
-def test_the_reference_has_every_module_of_the_package_but_the_testbeds(tmp_path):
+def test_the_reference_has_every_module_of_the_package(tmp_path):
     reference.write_reference(tmp_path)
     pages = {path.stem: path.read_text() for path in (tmp_path / reference.FOLDER).glob("*.rst")}
     documented = set(re.findall(r"automodule:: (\S+)", "".join(pages.values())))
     sources = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "dori").rglob("*.py")]
     names = {".".join(path.parts).removesuffix(".__init__") for path in sources}
-    apart = ("dori.testbed", "dori.plots.")  # has a page of its own; is reached through dori.plots
+    apart = ("dori.plots.",)  # reached through dori.plots
     wanted = {
         name for name in names if not name.startswith(apart) and not name.rsplit(".", 1)[-1].startswith("_")
     }

@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -109,9 +110,10 @@ def run_notebook(layout: Layout, prepared: Path, parameters: Mapping[str, Any]) 
             config=KERNEL,
         )
     except papermill.PapermillExecutionError as error:
-        if error.ename == "DoriError":  # written for people: its one line says it all
-            raise BuildError(f"{prepared.stem}: {error.evalue}") from error
-        raise BuildError(f"{prepared.stem}: {error}\nThe notebook up to there: {unfinished}") from error
+        told = str(error)
+        if error.ename == "DoriError":  # written for people: its one line says it all, without a traceback
+            told = f"{error.evalue}\nCell [{error.exec_count}]:\n{textwrap.indent(error.source, '    ')}"
+        raise BuildError(f"{prepared.stem}: {told}\nThe notebook up to there: {unfinished}") from error
     unfinished.unlink()
     return tidy(notebook)
 
