@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch and diffusers load with the first command that needs 
 app = typer.Typer(name="dori", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(classroom, name="classroom")
 console = Console()
+MEMORY_FULL = "the GPU's memory is full: --dtype bfloat16 halves the weights, or take a larger GPU"
 INTERRUPTED = 130  # as a shell says it
 
 ModelOption = Annotated[
@@ -388,6 +389,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:  # a full disk, a directory without permission
         return _fail(f"{error.strerror or error} ({error.filename or 'while writing'})")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's: it loads with the commands
+            raise
+        return _fail(f"{MEMORY_FULL}; what was written before is kept")
     except typer.TyperException as error:
         return _fail(" ".join(error.format_message().split()) + " (see --help)")
     except (KeyboardInterrupt, typer.Abort):

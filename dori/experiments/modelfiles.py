@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dori.errors import DoriError
 from dori.loading import bundled_path
-from dori.store import write_json
+from dori.store import write_json, writing
 from dori.study import Study
 
 COMMAND = "mitigate"
@@ -36,7 +36,8 @@ def write_model(study: Study, path: Path, name: str, about: Mapping[str, object]
     beside it."""
     model = study.model
     shutil.rmtree(path, ignore_errors=True)
-    model.pipe.save_pretrained(path, safe_serialization=True)
+    with writing(path):
+        model.pipe.save_pretrained(path, safe_serialization=True)
     write_json(path / "dori.json", {**dataclasses.asdict(model.defaults), "name": name})
     write_json(path / "provenance.json", study.store.provenance(device=str(model.device), **about))
     for file in path.rglob("*.safetensors"):
