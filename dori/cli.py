@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from importlib import import_module
@@ -239,7 +238,7 @@ def mitigate(
     """Prune one set of units for all prompts, or train the model, and save it as a diffusers directory."""
     from dori import parallel
     from dori.experiments import curing, mending, mitigate
-    from dori.experiments.modelfiles import check_target, workplace
+    from dori.experiments.modelfiles import check_target, held, workplace
     from dori.experiments.options import assignments, pick_prompts, study_of
 
     given = {"z": z, "up": up, "sparsity": sparsity, "steps": steps, "conditional_only": conditional_only}
@@ -251,7 +250,7 @@ def mitigate(
     check_target(out, model)
     kinds = kind or ["verbatim", "template"]
     prompts, picked = pick_prompts(benchmark, preset, kinds=kinds, ids=item, images=trained)
-    try:
+    with held(out):
         study = study_of(
             prompts,
             regular,
@@ -263,15 +262,12 @@ def mitigate(
             seed=seed,
             run_dir=workplace(out),
         )
-    finally:
-        with contextlib.suppress(OSError):
-            workplace(out).rmdir()  # nothing is left of a model that cannot be loaded
-    if trained:
-        done = mending.mend(study, picked, method, setting, out)
-        table = trained_table(done)
-    else:
-        found = mitigate.mitigate(study, picked, setting, out)
-        table = units_table(found, f"{study.model.name}, prompts: {len(picked)}")
+        if trained:
+            done = mending.mend(study, picked, method, setting, out)
+            table = trained_table(done)
+        else:
+            found = mitigate.mitigate(study, picked, setting, out)
+            table = units_table(found, f"{study.model.name}, prompts: {len(picked)}")
     if parallel.first():
         console.print(table)
         console.print(f"{out}: {len(picked.skipped)} rows skipped")
