@@ -315,8 +315,9 @@ def models() -> None:
 
     console.print(models_table())
     console.print(
-        "GB: weights in float32 / in half precision; tuning: float32 with AdamW's state of the denoiser.\n"
-        "Activations come on top. Gated: accept the licence on the Hub, then `hf auth login` or HF_TOKEN."
+        "GB: weights in float32 / in half precision; tuning: float32 with AdamW's state\n"
+        "of the denoiser. Activations come on top. Gated: accept the licence on the Hub,\n"
+        "then `hf auth login` or HF_TOKEN."
     )
 
 
