@@ -48,10 +48,10 @@ records = "none"  # none: measure everything; shipped: take from data/records wh
 run_dir = "_build/runs/01_replication/by-hand"  # where records are kept; a second run computes only what is missing
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from dori import plots, widgets
-from dori.claims import claims_table
+from dori.claims import claims_html
 from dori.detection import auroc, roc_table, tpr_at
 from dori.experiments import foundations
 from dori.experiments import replication as chapter
@@ -434,7 +434,7 @@ plots.rate_curves(by_copies, x="copies", label="copies in the training set", by=
 # another model and other images, and are not compared as numbers.
 
 # %% tags=["hide-input"]
-claims_table("01", study.headlines).set_index("claim")
+HTML(claims_html("01", study.headlines))
 
 # %% tags=["hide-input"]
 study.finish()

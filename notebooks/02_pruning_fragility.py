@@ -48,10 +48,10 @@ records = "none"  # none: measure everything; shipped: take from data/records wh
 run_dir = "_build/runs/02_pruning_fragility/by-hand"  # where records are kept; a second run computes only what is missing
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from dori import plots, widgets
-from dori.claims import claims_table
+from dori.claims import claims_html
 from dori.experiments import cuts, pruned, retention
 from dori.experiments.reach import reach_table
 from dori.experiments.replication import regular_prompts
@@ -374,7 +374,7 @@ retention.words_found(words, test).round(2)
 # for another model and other images.
 
 # %% tags=["hide-input"]
-claims_table("02", study.headlines).set_index("claim")
+HTML(claims_html("02", study.headlines))
 
 # %% [markdown]
 # Whatever the verdicts, three things follow from how this was measured.

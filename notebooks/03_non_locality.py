@@ -49,10 +49,10 @@ run_dir = "_build/runs/03_non_locality/by-hand"  # where records are kept; a sec
 
 # %% tags=["hide-input"]
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from dori import plots, widgets
-from dori.claims import claims_table
+from dori.claims import claims_html
 from dori.experiments import locality_activations as activations
 from dori.experiments import locality_blocks as blocks
 from dori.experiments import locality_cards as cards
@@ -365,7 +365,7 @@ plots.first_card(shown, threshold=study.descriptor.threshold, limits=cards.limit
 # ## What to conclude
 
 # %% tags=["hide-input"]
-claims_table("03", study.headlines).set_index("claim")
+HTML(claims_html("03", study.headlines))
 
 # %% [markdown]
 # A verdict of *replicates* on the paper's own diagnostics says that this model behaves as Stable Diffusion does in the paper. Whether the behaviour means

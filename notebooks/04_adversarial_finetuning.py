@@ -43,10 +43,10 @@ records = "none"  # none: measure everything; shipped: take from data/records wh
 run_dir = "_build/runs/04_adversarial_finetuning/by-hand"  # where records are kept; a second run computes only what is missing
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from dori import plots
-from dori.claims import claims_table
+from dori.claims import claims_html
 from dori.experiments import collateral, curing, defences, erasing, erasure
 from dori.experiments.adjustment import adjusted_table
 from dori.metrics.replication import memorization_rate
@@ -264,7 +264,7 @@ Markdown(f"Prompt as it is: {erasure.rate(table, defences.TRAINED, defences.PROM
 # nearly succeeded.
 
 # %% tags=["hide-input"]
-claims_table("04", study.headlines).set_index("claim")
+HTML(claims_html("04", study.headlines))
 
 # %% tags=["hide-input"]
 study.finish()

@@ -12,7 +12,7 @@ from typing import Any
 from bookbuild.claims import STATUSES, Verdict, chapter_number
 from bookbuild.layout import Layout
 from bookbuild.results import Figures, show, show_number
-from dori.claims import Claim
+from dori.claims import CROSSES, Claim
 
 MARKS = {status: f"{mark} {status}" for status, mark in zip(STATUSES, "✓✗–", strict=True)}
 SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
@@ -110,7 +110,7 @@ def verdict_says(verdict: Verdict) -> str:
     """The verdict with what limits it."""
     text = MARKS[verdict.status]
     if verdict.open_interval:
-        return text + "; the interval crosses the rule"
+        return f"{text}; {CROSSES}"
     if verdict.status == "not measured" and verdict.figure:
         return text + f" at preset {verdict.claim.preset}"
     return text
