@@ -65,15 +65,29 @@ def cell_link(chapter: str, figure: Mapping[str, Any]) -> str:
 
 
 def verdicts_part(verdicts: list[Verdict], titles: Mapping[str, str]) -> str:
-    """One sentence that counts the verdicts, and a row for each chapter; `titles` by the chapter's name."""
+    """Two sentences that count the verdicts, and a row for each chapter; `titles` by the chapter's name."""
     pages = {chapter_number(name): name for name in titles}
     rows = []
     for number in dict.fromkeys(chapter_number(v.claim.chapter) for v in verdicts):
-        own = [v.status for v in verdicts if chapter_number(v.claim.chapter) == number]
+        own = [v for v in verdicts if chapter_number(v.claim.chapter) == number]
         page = pages.get(number)
         title = f"[{titles[page]}](notebooks/{page}.ipynb)" if page else f"{number} (not in this book yet)"
-        rows.append([title, *(own.count(status) or "–" for status in STATUSES)])
-    return f"{claims_summary(verdicts)}\n\n{table(('Chapter', *MARKS.values()), rows)}"
+        rows.append([title, *(marks_counted(some) for some in apart(own))])
+    header = ("Chapter", "Claims of the paper", "Our own checks")
+    return f"{claims_summary(verdicts)}\n\n{table(header, rows)}"
+
+
+def apart(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[Verdict]]:
+    """Verdicts on what the paper says, and on the conditions and controls that this study adds."""
+    verdicts = list(verdicts)
+    return [v for v in verdicts if v.claim.of_paper], [v for v in verdicts if not v.claim.of_paper]
+
+
+def marks_counted(verdicts: Iterable[Verdict]) -> str:
+    """`5 ✓, 1 ✗`: how often each verdict was given."""
+    given = [v.status for v in verdicts]
+    counted = [f"{given.count(s)} {MARKS[s].split()[0]}" for s in STATUSES if s in given]
+    return ", ".join(counted) or "none"
 
 
 def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
@@ -117,12 +131,20 @@ def verdict_says(verdict: Verdict) -> str:
 
 
 def claims_summary(verdicts: list[Verdict]) -> str:
-    """One sentence that counts the verdicts."""
-    counts = {status: sum(v.status == status for v in verdicts) for status in MARKS}
-    return (
-        f"Of {len(verdicts)} claims with a rule, {counts['replicates']} replicate in this build, "
-        f"{counts['does not replicate']} do not, and {counts['not measured']} were not measured."
-    )
+    """Two sentences that count the verdicts: the paper's claims, and what this study adds to them."""
+    names = ("The paper's claims with a rule", "Our own checks, conditions and controls")
+    counted = zip(names, apart(verdicts), strict=True)
+    return " ".join(f"{name}: {len(some)}, {verdicts_counted(some)}." for name, some in counted)
+
+
+def verdicts_counted(verdicts: Iterable[Verdict]) -> str:
+    """`of which 5 hold in this build, 1 does not, 1 was not measured`."""
+    given = [v.status for v in verdicts]
+    holds, fails, unknown = (given.count(status) for status in STATUSES)
+    hold = "holds" if holds == 1 else "hold"
+    do = "does" if fails == 1 else "do"
+    were = "was" if unknown == 1 else "were"
+    return f"of which {holds} {hold} in this build, {fails} {do} not, {unknown} {were} not measured"
 
 
 def figures_part(figures: Figures) -> str:
@@ -227,19 +249,6 @@ def provenance_part(records: list[Mapping[str, Any]], commit: str) -> str:
     total = sum(r["seconds"] for r in records) / 60
     machine = table(("This build", ""), machine_rows(commit))
     return f"{runs}\nAll chapters together: {total:.1f} minutes.\n\n{machine}"
-
-
-def measurements_part(records: list[Mapping[str, Any]]) -> str:
-    """Where the measurements of each chapter came from, and how those made again compare."""
-    header = ("Chapter", "Shipped", "Made in this build", "Made again", "of them alike", "Largest difference")
-    counts = [(r["chapter"], r["measured"]) for r in records if r.get("measured")]
-    return table(
-        header,
-        (
-            [chapter_link(c), m["shipped"], m["new"], m["again"], m["agree"], f"{m['largest']:.2g}"]
-            for c, m in counts
-        ),
-    )
 
 
 def machine_rows(commit: str) -> list[tuple[str, str]]:
