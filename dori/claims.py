@@ -54,6 +54,12 @@ def judge(claim: Claim, figure: Mapping[str, Any] | None) -> str:
     return "replicates" if holds else "does not replicate"
 
 
+def holds(name: str, value: float, path: Path = EXPECTED) -> bool:
+    """Whether a value meets the rule of the claim with this id; for sentences, so at any preset."""
+    claim = {c.id: c for c in load_claims(path)}[name]
+    return OPERATORS[claim.op](value, claim.value)
+
+
 def crosses(claim: Claim, figure: Mapping[str, Any] | None) -> bool:
     """Whether the interval reaches across the rule, so that more images could turn the verdict."""
     bounds = [figure.get("low"), figure.get("high")] if figure else []

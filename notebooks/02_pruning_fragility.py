@@ -52,7 +52,7 @@ from IPython.display import HTML, Markdown
 
 from dori import plots, widgets
 from dori.claims import claims_html
-from dori.experiments import cuts, pruned, retention
+from dori.experiments import cuts, pruned, retention, takeaways
 from dori.experiments.reach import reach_table
 from dori.experiments.replication import regular_prompts
 from dori.metrics.replication import rates
@@ -358,7 +358,8 @@ words = retention.words_runs(study, chosen)
 rates(words, ["weights", "prompt"]).round(2).set_index(["weights", "prompt"])
 
 # %% tags=["hide-input"]
-for name, estimate in retention.words_rates(words, chosen).items():
+figures |= (by_words := retention.words_rates(words, chosen))
+for name, estimate in by_words.items():
     study.headline(name, estimate)
 retention.words_found(words, test).round(2)
 
@@ -392,13 +393,7 @@ HTML(claims_html("02", study.headlines))
 
 # %% tags=["hide-input"]
 study.finish()
-Markdown(f"""
-**What to take away**
-
-{pruned.rate_lines(figures, chosen)}
-- How much it matters that the image was learnt, after 200 steps: difference of rates between model and twin {pruned.shown(gap_200)}.
-- How much it matters with only four tokens free: {pruned.shown(gap_4)}.
-""")
+Markdown(takeaways.pruning(figures, chosen, losses=losses, gap_200=gap_200, gap_4=gap_4))
 
 # %% [markdown]
 # ## Exercises
