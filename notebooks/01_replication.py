@@ -407,6 +407,8 @@ Markdown("After the search: " + "; ".join(f"{target} {rate.percent}" for target,
 # {cite:p}`chavhan2024memorized`). How much to prune is chosen on the validation half of the prompts: of the settings that bring the
 # memorization rate to a tenth, the one that keeps regular images most alike; where none does, the one that leaves the least. The
 # figure that counts is of the other half.
+# Few settings are tried here, as all that is asked is whether there is one that works. {ref}`pruning-fragility` tries more by the same rule,
+# with sparsities between these, and so may choose another one.
 
 # %%
 silencing = foundations.silenced(study)

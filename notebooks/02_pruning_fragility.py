@@ -109,6 +109,9 @@ Markdown(f"Model `{study.model.name}`. Verbatim prompts with the most copies: {l
 # chosen on one half of the prompts by a rule: of the settings that bring the {term}`memorization rate` to a tenth, take the one whose regular images stay most alike; if none
 # does, the one that leaves the least. Everything after this section is of the other half. Beside the chosen settings stand those of the
 # paper.
+#
+# {ref}`replication` chose by this rule as well, among fewer settings. Here the candidates include the published ones and finer steps of
+# Wanda's sparsity, so the choice can differ: a sparsity between those of that chapter may silence as well and keep regular images more alike.
 
 # %%
 chosen, missing = pruned.choices(study)

@@ -101,6 +101,16 @@ def test_the_long_search_and_the_twin_decide_whether_images_are_gone(long, p, wo
     assert "nan" not in text
 
 
+def test_an_adjusted_prompt_is_held_back_or_not():
+    def told(after, embedding):
+        return takeaways.prompt_adjusted(wilson(16, 16), wilson(after, 16), embedding)
+
+    assert told(2, wilson(16, 16)).endswith("which nothing adjusts, return 100 % [80.6, 100], n = 16.")
+    assert told(2, wilson(0, 0)).startswith("The adjustment holds the prompts back")
+    assert "does not clearly hold" in told(15, wilson(0, 0))
+    assert "handed in" not in told(15, wilson(0, 0))
+
+
 def test_the_trainings_are_ranked_and_ties_are_shared():
     counts = {"mr_aft_own_prompt": 0, "mr_aft_prompt": 2, "mr_esd_prompt": 16, "mr_ca_prompt": 2}
     assert "It is least for adversarial fine-tuning and concept ablation." in trained(counts)

@@ -193,6 +193,21 @@ def twin_compared(p: Estimate, powers: Mapping[float, float]) -> str | None:
     )
 
 
+def prompt_adjusted(before: Estimate, after: Estimate, embedding: Estimate) -> str:
+    """Wen et al.'s adjustment: rates of the prompt as it is and adjusted, and of what DoRI found."""
+    rates = f"prompts as they are {before.percent}, adjusted {after.percent}"
+    if after.high < before.low:
+        text = f"The adjustment holds the prompts back ({rates})."
+    else:
+        text = (
+            f"The adjustment does not clearly hold prompts back ({rates}). Why has not been looked into: so "
+            "few steps may not lower the pull enough, or the pull may not be what brings an image out."
+        )
+    if not embedding.n:
+        return text
+    return f"{text} Embeddings handed in, which nothing adjusts, return {embedding.percent}."
+
+
 def _others(figures: Figures) -> str | None:
     labels = {label: name for label, name in erasure.NAMES.items() if f"mr_{name}_prompt" in figures}
     if AFT not in labels or len(labels) < 2:
