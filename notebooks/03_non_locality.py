@@ -58,6 +58,7 @@ from dori.experiments import locality_blocks as blocks
 from dori.experiments import locality_cards as cards
 from dori.experiments import locality_embeddings as embeddings
 from dori.experiments import locality_levels as levels
+from dori.experiments import locality_reasons as reasons
 from dori.experiments import locality_transfer as transfer
 from dori.experiments import locality_weights as weights
 from dori.experiments import memories as found
@@ -302,7 +303,7 @@ blocks.needed(cut).round(2)
 # - **transfer**: the share of triggers stopped by a cut made for another one;
 # - **one block at a time**: the share of triggers stopped without the most needed block, less the mean of that share over the others.
 #
-# The definitions, and the rule that a level has to put the planted memories at least 0.2 above the ordinary ones, were written down before any of
+# The definitions, and the rule by how much a level has to put the planted memories above the ordinary ones, were written down before any of
 # them was computed; the last one was added when the first two had been found blind, again before it was computed.
 
 # %%
@@ -368,6 +369,17 @@ plots.first_card(shown, threshold=study.descriptor.threshold, limits=cards.limit
 HTML(claims_html("03", study.headlines))
 
 # %% [markdown]
+# ### Where this disagrees, and why we think so
+#
+# Some verdicts may go against the paper, some against each other: a level may agree with the paper and yet not notice a memory in one block.
+# These are explanations, made after the fact from figures of this chapter; none was tested.
+
+# %% tags=["hide-input"]
+Markdown(reasons.reasons(ordinary, table, gaps, gone=gone, agreed=agreed, moved=moved, figures=study.headlines))
+
+# %% [markdown]
+# ### What follows
+#
 # A verdict of *replicates* on the paper's own diagnostics says that this model behaves as Stable Diffusion does in the paper. Whether the behaviour means
 # what it is taken to mean is what the rows of the planted memories decide. Three things follow from how this was measured, whatever the verdicts.
 #
