@@ -60,7 +60,7 @@ def against_paper(figures: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def seen(gaps: Mapping[str, Estimate]) -> str:
-    """Which levels tell planted memories from ordinary ones: those of the beginning, or only the added one?"""
+    """Which levels tell planted memories from ordinary ones: the first, or only the added one?"""
     known = zip(LEVELS, gaps.values(), strict=True)
     found = {level: gap for level, gap in known if not np.isnan(gap.value)}
     if not found:
