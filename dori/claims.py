@@ -67,6 +67,12 @@ def crosses(claim: Claim, figure: Mapping[str, Any] | None) -> bool:
     return judge(claim, figure) != "not measured" and len(outcomes) > 1
 
 
+def verdict_words(claim: Claim, status: str) -> str:
+    """A verdict of `judge` as a reader sees it: only what the paper says can replicate; our checks hold."""
+    ours = {"replicates": "holds", "does not replicate": "does not hold"}
+    return status if claim.of_paper else ours.get(status, status)
+
+
 def claims_html(chapter: str, figures: Mapping[str, Mapping[str, Any]], path: Path = EXPECTED) -> str:
     """`claims_table` as HTML; pandas would cut the claims to fifty characters."""
     with pd.option_context("display.max_colwidth", None):
@@ -89,7 +95,8 @@ def claims_table(
                 "source": claim.paper_source,
                 "rule": f"{claim.op} {claim.value:g}",
                 **_shown(figure),
-                "verdict": judge(claim, figure) + (f"; {CROSSES}" if crosses(claim, figure) else ""),
+                "verdict": verdict_words(claim, judge(claim, figure))
+                + (f"; {CROSSES}" if crosses(claim, figure) else ""),
             }
         )
     return pd.DataFrame(

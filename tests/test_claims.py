@@ -9,7 +9,7 @@ ROW = """
 - chapter: "01"
   id: top
   claim: memorized prompts replicate
-  paper: {value: 0.98, source: table 1}
+  paper: {value: 0.98, source: "paper, table 1"}
   rule: {metric: mr, op: ">=", value: 0.95}
   preset: quick
 """
@@ -47,6 +47,15 @@ def test_the_table_of_a_page_cuts_no_claim_and_no_small_figure(expected):
     assert long.replace("<", "&lt;") in shown
     assert "<td>0.0004</td>" in shown
     assert "[0.00012, 1.00]" in shown
+
+
+def test_a_check_of_our_own_holds_and_replicates_nothing(expected):
+    expected.write_text(ROW.replace('"paper, table 1"', "own"))
+    assert claims_table("01", figure(1.0, low=0.96), expected)["verdict"].tolist() == ["holds"]
+    assert claims_table("01", figure(0.1, high=0.2, low=0.0), expected)["verdict"].tolist() == [
+        "does not hold"
+    ]
+    assert claims_table("01", {}, expected)["verdict"].tolist() == ["not measured"]
 
 
 def test_the_papers_claims_are_told_from_our_own():

@@ -12,9 +12,9 @@ from typing import Any
 from bookbuild.claims import STATUSES, Verdict, chapter_number
 from bookbuild.layout import Layout
 from bookbuild.results import Figures, show, show_number
-from dori.claims import CROSSES, Claim
+from dori.claims import CROSSES, Claim, verdict_words
 
-MARKS = {status: f"{mark} {status}" for status, mark in zip(STATUSES, "✓✗–", strict=True)}
+MARKS = dict(zip(STATUSES, "✓✗–", strict=True))
 SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
 SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
     "seeds": "images per prompt",
@@ -86,7 +86,7 @@ def apart(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[Verdict]]:
 def marks_counted(verdicts: Iterable[Verdict]) -> str:
     """`5 ✓, 1 ✗`: how often each verdict was given."""
     given = [v.status for v in verdicts]
-    counted = [f"{given.count(s)} {MARKS[s].split()[0]}" for s in STATUSES if s in given]
+    counted = [f"{given.count(s)} {MARKS[s]}" for s in STATUSES if s in given]
     return ", ".join(counted) or "none"
 
 
@@ -114,15 +114,17 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
 
 
 def paper_says(claim: Claim) -> str:
-    """The paper's figure with its source; `own` marks a condition the study rests on."""
+    """The paper's figure with its source; `own` marks what this study adds."""
     if claim.paper_value is not None:
         return f"{show_number(claim.paper_value)} ({claim.paper_source})"
-    return "– (a condition of ours)" if claim.paper_source == "own" else claim.paper_source
+    if claim.paper_source.startswith("own"):
+        return f"– (ours{claim.paper_source[3:]})"
+    return claim.paper_source
 
 
 def verdict_says(verdict: Verdict) -> str:
     """The verdict with what limits it."""
-    text = MARKS[verdict.status]
+    text = f"{MARKS[verdict.status]} {verdict_words(verdict.claim, verdict.status)}"
     if verdict.open_interval:
         return f"{text}; {CROSSES}"
     if verdict.status == "not measured" and verdict.figure:
