@@ -24,21 +24,22 @@ class Statement:
 # first; all of them are counted.
 STATEMENTS = {
     "prompt": Statement(
-        ("nemo_silences", "nemo_broken", "wanda_silences", "wanda_broken", "control_twin"),
-        ("nemo_broken_random", "wanda_broken_random", "control_heldout", "gap_at_200", "few_tokens",
-         "nemo_usable", "wanda_usable", "discrete_fails"),
+        ("nemo_broken", "wanda_silences", "wanda_broken", "control_twin"),
+        ("nemo_silences", "nemo_broken_random", "wanda_broken_random", "control_heldout", "gap_at_200",
+         "few_tokens", "nemo_usable", "wanda_usable", "discrete_fails"),
     ),
     "everywhere": Statement(
-        ("found_from_anywhere", "spread", "spread_is_made", "planted_embeddings"), ("twin_finds_nothing",)
+        ("found_from_anywhere", "spread", "planted_embeddings"), ("spread_is_made", "twin_finds_nothing")
     ),
     "ways": Statement(
-        ("activations", "wanda_iou", "transfer", "planted_wanda"),
-        ("wanda_placed", "nemo_placed", "planted_activations", "planted_nemo", "planted_transfer",
-         "planted_blocks"),
+        ("activations", "wanda_iou", "planted_wanda"),
+        ("transfer", "wanda_placed", "nemo_placed", "planted_activations", "planted_nemo",
+         "planted_transfer", "planted_blocks"),
     ),
     "erase": Statement(
-        ("aft_heldout", "aft_long", "aft_twin", "aft_usable", "ablation_fails"),
-        ("aft_prompt", "aft_random", "aft_one_epoch", "aft_fid", "lora_fails", "esd_fails", "siss_fails"),
+        ("aft_heldout", "aft_long", "aft_twin"),
+        ("aft_prompt", "aft_random", "aft_one_epoch", "aft_usable", "aft_fid", "lora_fails", "esd_fails",
+         "ablation_fails", "siss_fails"),
     ),
 }  # fmt: skip
 
