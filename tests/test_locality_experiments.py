@@ -139,6 +139,7 @@ def test_a_transfer_index_at_its_end_leaves_no_room():
     assert "stops 0.95 of the others of its image, one made for another image 0.75" in told(0.05, 0.25)
     assert "too coarse" in told(0.05, 0.25)
     assert "too coarse" not in told(0.5, 0.5)
+    assert told(0.05, np.nan) == "", "one image alone has no other to compare with"
 
 
 def test_what_disagrees_with_the_paper_is_listed_with_its_figure():

@@ -121,6 +121,8 @@ def saturated(table: pd.DataFrame, moved: pd.DataFrame) -> str:
         return ""
     rates = transfer_rates(moved)
     stopped = 1 - rates[rates["memory"] == ORDINARY][[SAME, OTHER]].mean()
+    if stopped.isna().any():  # of a single image, or of single triggers
+        return ""
     text = (
         f"**Transfer**: a cut made for one trigger stops {stopped[SAME]:.2f} of the others of its image, one "
         f"made for another image {stopped[OTHER]:.2f} (ordinary memories, means over images)."
