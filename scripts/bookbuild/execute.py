@@ -25,8 +25,6 @@ from bookbuild.layout import BuildError, Layout
 from bookbuild.results import read_headlines
 from bookbuild.stage import prepare_chapter
 
-# Read by the build and the tests alone: a change there changes no output of a chapter.
-NOT_READ_BY_CHAPTERS = {"expected.yml"}
 INJECTED = "injected-parameters"
 SAME = 0.05  # a measurement made again agrees with the shipped one if no number differs by more (store)
 ENOUGH = 0.9  # share of them that has to
@@ -45,7 +43,7 @@ def hash_files(root: Path, paths: Iterable[Path], extra: str = "") -> str:
 def shared_inputs(layout: Layout) -> list[Path]:
     """Files every chapter may depend on: the package and the data."""
     code = (layout.root / "dori").rglob("*.py")
-    data = (p for p in layout.data.rglob("*") if p.is_file() and p.name not in NOT_READ_BY_CHAPTERS)
+    data = (p for p in layout.data.rglob("*") if p.is_file())
     return [*code, *data]
 
 
