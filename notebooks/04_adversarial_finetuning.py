@@ -262,8 +262,8 @@ Markdown(takeaways.prompt_adjusted(unadjusted, adjusted, bypassed)
          + r" (medians of $\lVert\epsilon_y - \epsilon_\varnothing\rVert$ at the first step).")
 
 # %% [markdown]
-# The closer the two pulls, the less a prompt has to change before it reaches the target. On the bundled model they lie close together: most prompts
-# are there after a small move, and still paint their image. A pull that suffices to *detect* a memory ({ref}`replication`) need not be what
+# The closer the two pulls, the less a prompt has to change before it reaches the target. On the bundled model they lie close together,
+# and so little changes that the images stay. A pull that suffices to *detect* a memory ({ref}`replication`) need not be what
 # keeps it. Does a lower one hold it back? The same with lower targets and more steps:
 
 # %%
