@@ -13,6 +13,7 @@ from dori.errors import DoriError
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 PRESET_ORDER = ("smoke", "quick", "full", "paper")
+CROSSES = "the interval crosses the rule"
 EXPECTED = Path(__file__).resolve().parents[1] / "data" / "expected.yml"
 
 
@@ -29,6 +30,11 @@ class Claim:
     op: str
     value: float
     preset: str
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether the paper says it; else it is a condition or a control that this study adds."""
+        return self.paper_source.startswith("paper")
 
 
 def load_claims(path: Path = EXPECTED) -> list[Claim]:
@@ -48,6 +54,31 @@ def judge(claim: Claim, figure: Mapping[str, Any] | None) -> str:
     return "replicates" if holds else "does not replicate"
 
 
+def holds(name: str, value: float, path: Path = EXPECTED) -> bool:
+    """Whether a value meets the rule of the claim with this id; for sentences, so at any preset."""
+    claim = {c.id: c for c in load_claims(path)}[name]
+    return OPERATORS[claim.op](value, claim.value)
+
+
+def crosses(claim: Claim, figure: Mapping[str, Any] | None) -> bool:
+    """Whether the interval reaches across the rule, so that more images could turn the verdict."""
+    bounds = [figure.get("low"), figure.get("high")] if figure else []
+    outcomes = {OPERATORS[claim.op](bound, claim.value) for bound in bounds if bound is not None}
+    return judge(claim, figure) != "not measured" and len(outcomes) > 1
+
+
+def verdict_words(claim: Claim, status: str) -> str:
+    """A verdict of `judge` as a reader sees it: only what the paper says can replicate; our checks hold."""
+    ours = {"replicates": "holds", "does not replicate": "does not hold"}
+    return status if claim.of_paper else ours.get(status, status)
+
+
+def claims_html(chapter: str, figures: Mapping[str, Mapping[str, Any]], path: Path = EXPECTED) -> str:
+    """`claims_table` as HTML; pandas would cut the claims to fifty characters."""
+    with pd.option_context("display.max_colwidth", None):
+        return claims_table(chapter, figures, path).set_index("claim").to_html()
+
+
 def claims_table(
     chapter: str, figures: Mapping[str, Mapping[str, Any]], path: Path = EXPECTED
 ) -> pd.DataFrame:
@@ -60,11 +91,12 @@ def claims_table(
         rows.append(
             {
                 "claim": claim.claim,
-                "paper": "–" if claim.paper_value is None else claim.paper_value,
+                "paper": show_number(claim.paper_value),
                 "source": claim.paper_source,
                 "rule": f"{claim.op} {claim.value:g}",
                 **_shown(figure),
-                "verdict": judge(claim, figure),
+                "verdict": verdict_words(claim, judge(claim, figure))
+                + (f"; {CROSSES}" if crosses(claim, figure) else ""),
             }
         )
     return pd.DataFrame(
@@ -77,8 +109,19 @@ def _shown(figure: Mapping[str, Any] | None) -> dict[str, str]:
     if figure is None or figure.get("value") is None:
         return {"here": "–", "interval": "–", "n": "–"}
     bounds = [figure.get("low"), figure.get("high")]
-    interval = "–" if None in bounds else f"[{bounds[0]:.2f}, {bounds[1]:.2f}]"
-    return {"here": f"{figure['value']:.2f}", "interval": interval, "n": str(figure.get("n", "–"))}
+    interval = "–" if None in bounds else f"[{', '.join(map(show_number, bounds))}]"
+    return {"here": show_number(figure["value"]), "interval": interval, "n": str(figure.get("n", "–"))}
+
+
+def show_number(value: float | int | bool | str | None) -> str:
+    """A figure for a table: three significant digits are what the sample sizes here carry."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int) or float(value).is_integer():
+        return str(int(value)) if abs(value) >= 2 else f"{value:.2f}"
+    return f"{value:.2f}" if 0.005 <= abs(value) < 100 else f"{value:.3g}"
 
 
 def _claim(row: Mapping[str, Any], where: str) -> Claim:

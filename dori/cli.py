@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from importlib import import_module
@@ -24,6 +23,7 @@ if TYPE_CHECKING:  # torch and diffusers load with the first command that needs 
 app = typer.Typer(name="dori", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(classroom, name="classroom")
 console = Console()
+MEMORY_FULL = "the GPU's memory is full: --dtype bfloat16 halves the weights, or take a larger GPU"
 INTERRUPTED = 130  # as a shell says it
 
 ModelOption = Annotated[
@@ -34,6 +34,9 @@ BenchmarkOption = Annotated[
 ]
 PresetOption = Annotated[str, typer.Option(help="smoke, quick, full or paper: prompts, seeds and steps")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")]
+DtypeOption = Annotated[
+    str, typer.Option(help="precision of the weights: float32, bfloat16 or float16; scores move a little")
+]
 IdOption = Annotated[list[str] | None, typer.Option("--id", help="these rows only", show_default="preset")]
 RunOption = Annotated[Path, typer.Option(help="run directory; a second run computes only what is missing")]
 RegularOption = Annotated[
@@ -60,6 +63,7 @@ def evaluate(
     item: IdOption = None,
     preset: PresetOption = "paper",
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
     descriptor: DescriptorOption = "bundled",
     seed: SeedOption = 0,
     seeds: SeedsOption = None,
@@ -93,7 +97,14 @@ def evaluate(
     check_fidelity(picked, fid)
     claim(out, "evaluate")
     study = study_of(
-        prompts, model=model, preset=preset, device=device, descriptor=descriptor, seed=seed, run_dir=out
+        prompts,
+        model=model,
+        preset=preset,
+        device=device,
+        dtype=dtype,
+        descriptor=descriptor,
+        seed=seed,
+        run_dir=out,
     )
     on = study.model.device
     summary = run(
@@ -150,6 +161,7 @@ def attack(
     item: IdOption = None,
     preset: PresetOption = "paper",
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
     descriptor: DescriptorOption = "bundled",
     seed: SeedOption = 0,
     seeds: SeedsOption = None,
@@ -172,6 +184,7 @@ def attack(
         model=model,
         preset=preset,
         device=device,
+        dtype=dtype,
         descriptor=descriptor,
         seed=seed,
         run_dir=out,
@@ -218,42 +231,43 @@ def mitigate(
     regular: RegularOption = None,
     preset: PresetOption = "paper",
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
     descriptor: DescriptorOption = "bundled",
     seed: SeedOption = 0,
 ) -> None:
     """Prune one set of units for all prompts, or train the model, and save it as a diffusers directory."""
     from dori import parallel
     from dori.experiments import curing, mending, mitigate
-    from dori.experiments.modelfiles import check_target, workplace
+    from dori.experiments.modelfiles import check_target, held, workplace
     from dori.experiments.options import assignments, pick_prompts, study_of
 
     given = {"z": z, "up": up, "sparsity": sparsity, "steps": steps, "conditional_only": conditional_only}
     given |= {"reference": reference} | assignments(settings)
     trained, out = method in curing.SETTINGS, out.expanduser().resolve()
     setting = (mending.find_training if trained else mitigate.find_setting)(method, given)
+    if trained:
+        mending.check_dtype(dtype)
     check_target(out, model)
     kinds = kind or ["verbatim", "template"]
     prompts, picked = pick_prompts(benchmark, preset, kinds=kinds, ids=item, images=trained)
-    try:
+    with held(out):
         study = study_of(
             prompts,
             regular,
             model=model,
             preset=preset,
             device=device,
+            dtype=dtype,
             descriptor=descriptor,
             seed=seed,
             run_dir=workplace(out),
         )
-    finally:
-        with contextlib.suppress(OSError):
-            workplace(out).rmdir()  # nothing is left of a model that cannot be loaded
-    if trained:
-        done = mending.mend(study, picked, method, setting, out)
-        table = trained_table(done)
-    else:
-        found = mitigate.mitigate(study, picked, setting, out)
-        table = units_table(found, f"{study.model.name}, prompts: {len(picked)}")
+        if trained:
+            done = mending.mend(study, picked, method, setting, out)
+            table = trained_table(done)
+        else:
+            found = mitigate.mitigate(study, picked, setting, out)
+            table = units_table(found, f"{study.model.name}, prompts: {len(picked)}")
     if parallel.first():
         console.print(table)
         console.print(f"{out}: {len(picked.skipped)} rows skipped")
@@ -301,8 +315,9 @@ def models() -> None:
 
     console.print(models_table())
     console.print(
-        "GB: weights in float32 / in half precision; tuning: float32 with AdamW's state of the denoiser.\n"
-        "Activations come on top. Gated: accept the licence on the Hub, then `hf auth login` or HF_TOKEN."
+        "GB: weights in float32 / in half precision; tuning: float32 with AdamW's state\n"
+        "of the denoiser. Activations come on top. Gated: accept the licence on the Hub,\n"
+        "then `hf auth login` or HF_TOKEN."
     )
 
 
@@ -371,6 +386,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:  # a full disk, a directory without permission
         return _fail(f"{error.strerror or error} ({error.filename or 'while writing'})")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's: it loads with the commands
+            raise
+        return _fail(f"{MEMORY_FULL}; what was written before is kept")
     except typer.TyperException as error:
         return _fail(" ".join(error.format_message().split()) + " (see --help)")
     except (KeyboardInterrupt, typer.Abort):

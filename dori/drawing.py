@@ -74,7 +74,11 @@ def drawn(
     The noise belongs to the row, so all triggers of one row are drawn from the same. Each trigger of a batch
     has its own units.
     """
-    _draw_lacking(study, parallel.mine(triggers), sampling)
+
+    def there(trigger: Trigger) -> bool:
+        return all(study.store.has("image", key) for key in _image_keys(study, trigger, sampling))
+
+    _draw_lacking(study, parallel.missing(triggers, there), sampling)
     parallel.wait()
     return ((trigger, _kept(study, trigger, sampling)) for trigger in triggers)
 
@@ -121,7 +125,7 @@ def score_triggers(
             skipped[trigger.id] = str(error)
     report(skipped, of=len({trigger.id for trigger in triggers}))
     study.store.ask("score", keys.values())
-    todo = [n for n in parallel.mine(list(keys)) if study.store.find("score", keys[n]) is None]
+    todo = parallel.missing(list(keys), lambda n: study.store.find("score", keys[n]) is not None)
     _draw_lacking(study, [triggers[n] for n in todo], sampling)
     for n in todo:
         study.store.save("score", keys[n], _scored(study, prompts, triggers[n], sampling))

@@ -23,6 +23,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What diffusers calls a kind of checkpoint -> the known model that has its configuration.
 LOOKS_LIKE = {"v1": "sd-v1.5", "v2": "sd-v2.1", "xl_base": "sdxl", "sd3": "sd3-medium"}
 LOOKS_LIKE |= {"sd35_medium": "sd3.5-medium"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # that may give a pipeline its parts
 
 
@@ -55,6 +56,14 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise DoriError(f"unknown device '{name}': use auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+def resolve_dtype(name: str | torch.dtype = "float32") -> torch.dtype:
+    """A precision of weights by name. Raises DoriError for one that models are not run in."""
+    found = DTYPES.get(str(name).removeprefix("torch."))
+    if found is None:
+        raise DoriError(f"unknown dtype '{name}': use {', '.join(DTYPES)}")
+    return found
 
 
 def load_pipeline(model: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[DiffusionPipeline, str]:

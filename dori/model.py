@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dori.architectures import architecture
 from dori.errors import DoriError
 from dori.hooks import recorded
-from dori.loading import Defaults, load_pipeline, read_defaults, resolve_device
+from dori.loading import Defaults, load_pipeline, read_defaults, resolve_device, resolve_dtype
 from dori.noising import noising
 from dori.sampling import Callback, ddim, guided
 from dori.store import weights_hash
@@ -48,14 +48,18 @@ class TextToImageModel:
 
     @classmethod
     def load(
-        cls, model: str | Path, *, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float32",
     ) -> "TextToImageModel":
         """Load a bundled or known model by name, a diffusers directory, a .safetensors file or a Hub id.
 
         `dtype` is float32 unless given: half precision moves scores near a threshold. Raises DoriError.
         """
-        where = resolve_device(device)  # first: a wrong device should not cost a download
-        pipe, name = load_pipeline(model, dtype=dtype or torch.float32)
+        where, precision = resolve_device(device), resolve_dtype(dtype)  # before anything is fetched
+        pipe, name = load_pipeline(model, dtype=precision)
         return cls(pipe, defaults=read_defaults(model, pipe), name=name, device=where)
 
     def new_scheduler(self):

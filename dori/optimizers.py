@@ -57,7 +57,7 @@ def _eight_bits(params: Iterable[nn.Parameter], lr: float, weight_decay: float) 
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise DoriError(
-            "the optimiser 'adamw-8bit' needs bitsandbytes: pip install 'dori[large]', or use offloaded"
+            "the optimiser 'adamw-8bit' needs bitsandbytes: `pip install bitsandbytes`, or use offloaded"
         ) from None
     return AdamW8bit(params, lr=lr, weight_decay=weight_decay)
 

@@ -6,17 +6,21 @@ directory: each does its share of the items, all wait, and then each finds what 
 
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
 from dori.errors import DoriError
 
 Item = TypeVar("Item")
+# How long one waits for another: the first fetches and writes alone, and shares are not equally long. Where a
+# process dies the launcher ends the others at once. Torch's own limit is ten minutes between GPUs.
+PATIENCE = timedelta(hours=12)
 
 
 @functools.cache
@@ -24,7 +28,7 @@ def _state() -> PartialState | None:
     """The launcher's group of processes; None where there is none, so that one process pays nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def count() -> int:
@@ -52,6 +56,15 @@ def mine(items: Sequence[Item]) -> list[Item]:
     return list(items)[number() :: count()]
 
 
+def missing(items: Sequence[Item], there: Callable[[Item], bool]) -> list[Item]:
+    """This process's share of the items that are not `there`, so that a run that goes on is shared evenly.
+
+    The first process looks, for all: what others find would depend on who had begun.
+    """
+    places = _from_first([n for n, item in enumerate(items) if not there(item)] if first() else [])
+    return [items[n] for n in mine(places)]
+
+
 def wait() -> None:
     """Until all processes have come here."""
     if _state():
@@ -61,6 +74,11 @@ def wait() -> None:
 def gathered(items: Iterable[Item]) -> list[Item]:
     """What all processes hold, in the order of their numbers. Items are pickled: keep tensors on the CPU."""
     return gather_object(list(items)) if _state() else list(items)
+
+
+def _from_first(items: list[Item]) -> list[Item]:
+    """The first process's list, on all."""
+    return broadcast_object_list([items])[0] if _state() else items
 
 
 def summed(values: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[Row]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise DoriError(f"{path}: parquet is read by pyarrow; run `pip install 'dori[parquet]'`") from None
+        raise DoriError(f"{path}: parquet is read by pyarrow; run `pip install pyarrow`") from None
     try:
         with ParquetFile(path) as file:
             found = file.read().to_pylist()

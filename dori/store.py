@@ -65,6 +65,17 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def writing(path: Path, *failures: type[Exception]) -> Iterator[None]:
+    """Turn what a full disk makes of the block into one line; `failures`: what else the writer raises."""
+    try:
+        yield
+    except (OSError, SafetensorError, *failures) as error:
+        raise DoriError(
+            f"cannot write {path} ({error}); what was written before is kept: make room, start again"
+        ) from None
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically, readable by people."""
     with atomic(path) as temporary:
@@ -118,13 +129,11 @@ class RunStore:
     def save(self, stage: str, decides: Mapping, record: Record) -> Record:
         """Store one item's record, tensors first, the JSON that vouches for them last; gives what goes on."""
         path = self._path(stage, decides)
-        try:
+        with writing(path):
             if record.tensors:
                 with atomic(path.with_suffix(".safetensors")) as temporary:
                     save_file({k: v.contiguous().cpu() for k, v in record.tensors.items()}, temporary)
             write_json(path, {"decides": decides, "values": record.values, "tensors": sorted(record.tensors)})
-        except (OSError, SafetensorError) as error:
-            raise DoriError(f"cannot write {path} ({error}); what was written before is kept") from None
         self.computed += 1
         name = _name(stage, decides)
         self.touched.add(name)

@@ -133,7 +133,7 @@ class Study:
         """The study on the testbed's twin, which never saw the memorized pairs; None for other benchmarks."""
         if not self.bundled:
             return None
-        return self.on(TextToImageModel.load("twin", device=self.model.device))
+        return self.on(TextToImageModel.load("twin", device=self.model.device, dtype=self.model.dtype))
 
     def headline(self, name: str, estimate: Estimate) -> Estimate:
         """Note a headline figure in the run's headlines.json (contract 7) and hand it back for the prose."""
@@ -166,21 +166,23 @@ def open_study(
     preset: str = "quick",
     seed: int = 0,
     device: str = "auto",
+    dtype: str = "float32",
     run_dir: str | Path,
     descriptor: str | Path = "bundled",
     records: str | Path = "none",
 ) -> Study:
     """Load what a chapter needs from its parameters (contract 5). Cheap checks come before the weights.
 
-    `records`: "none", or where measurements come from that need not be made again: "shipped" (data/records)
-    or a directory; one in `1 / REPEATED` of them is made again all the same.
+    `dtype`: precision of the weights; each has records of its own. `records`: "none", or where measurements
+    come from that need not be made again: "shipped" (data/records) or a directory; one in `1 / REPEATED` of
+    them is made again all the same.
     """
     size = find_preset(preset)
     archive = open_archive(records, share=REPEATED, salt=commit() or "")
     prompts = load_benchmark(benchmark)
     regular = load_benchmark("regular") if str(benchmark) == "testbed" else prompts.select(kind="none")
     store = RunStore(run_dir, archive)
-    adapter = TextToImageModel.load(model, device=device)
+    adapter = TextToImageModel.load(model, device=device, dtype=dtype)
     return Study(
         adapter,
         prompts.select(kind=["verbatim", "template"]),

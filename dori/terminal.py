@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 if TYPE_CHECKING:  # torch loads with the first command that needs it
@@ -113,23 +114,27 @@ def trained_table(provenance: dict) -> Table:
     return table
 
 
-def models_table() -> Table:
-    """The models known by name (`dori.known`), the bundled ones first."""
+def models_table() -> Group:
+    """The models known by name (`dori.known`), the bundled ones first: where they lie, then their figures.
+
+    Two tables, as one would be cut on a terminal of 80 columns.
+    """
     import torch
 
     from dori.known import KNOWN, memory, training_memory
     from dori.loading import BUNDLED
 
-    columns = ("name", "repository, revision, licence", "GB", "tuning", "guidance", "steps", "px", "predicts")
-    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    style = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+    places = Table("name", "repository, revision, licence", **style)
+    figures = Table("name", "GB", "tuning", "guidance", "steps", "px", "predicts", **style)
     for name in BUNDLED:
-        table.add_row(name, "bundled")
+        places.add_row(name, "bundled")
     for name, known in KNOWN.items():
         licence = known.licence + (", gated" if known.gated else "")
         whole, half = (memory(name, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16))
-        table.add_row(
+        places.add_row(name, f"{known.repository}\n{known.revision}\n{licence}")
+        figures.add_row(
             name,
-            f"{known.repository}\n{known.revision}\n{licence}",
             f"{whole:.1f} / {half:.1f}",
             f"{training_memory(name) / 1e9:.1f}",
             f"{known.guidance_scale:g}",
@@ -137,7 +142,7 @@ def models_table() -> Table:
             str(known.image_size),
             known.prediction.removesuffix("_prediction"),
         )
-    return table
+    return Group(places, figures)
 
 
 def _rates_table(summary: dict, *columns: str, more: Sequence[str] = ()) -> Table:

@@ -7,7 +7,6 @@ any checkpoint and starts again computes what the uninterrupted run computes.
 from __future__ import annotations
 
 import csv
-import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 from dori import parallel
 from dori.errors import DoriError
 from dori.optimizers import make_optimizer
+from dori.store import atomic, writing
 
 Loss = Callable[[int, np.random.Generator], tuple[torch.Tensor, Mapping[str, float]]]
 
@@ -56,7 +56,7 @@ class Fit:
     exponential average of its weights (`ema_decay` 0: the weights themselves).
 
     `run_dir/<part>.pt` is the checkpoint, `run_dir/<part>.csv` the log. Raises `DoriError` when the loss is
-    not finite (the last checkpoint stays).
+    not finite, the GPU's memory is full, or a checkpoint cannot be written (the last one stays).
     """
 
     part: str
@@ -102,7 +102,7 @@ class Fit:
         self.module.train()
         bar = tqdm(total=self.schedule.steps, initial=self.step, desc=self.part, mininterval=5)
         while not self.done:
-            values = self._one_step()
+            values = self._guarded_step()
             bar.update()
             bar.set_postfix({k: f"{v:.4f}" for k, v in values.items()}, refresh=False)
             if self.step % self.checkpoint_every == 0 or self.done:
@@ -110,6 +110,16 @@ class Fit:
         bar.close()
         self.module.load_state_dict(self.average)
         return self.module.eval()
+
+    def _guarded_step(self) -> dict[str, float]:
+        try:
+            return self._one_step()
+        except torch.OutOfMemoryError:
+            raise DoriError(
+                f"{self.part}: the GPU's memory is full at step {self.step}; the last good checkpoint is "
+                f"{self.checkpoint}. The same goes on from there on a larger GPU; fewer rows a step, "
+                "checkpointing or autocast need less memory and start anew."
+            ) from None
 
     def _one_step(self) -> dict[str, float]:
         start = time.perf_counter()
@@ -174,9 +184,8 @@ class Fit:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
         }
-        part = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, part)
-        os.replace(part, self.checkpoint)
+        with writing(self.checkpoint, RuntimeError), atomic(self.checkpoint) as temporary:
+            torch.save(state, temporary)
 
     def _restore(self) -> None:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)

@@ -48,10 +48,10 @@ records = "none"  # none: measure everything; shipped: take from data/records wh
 run_dir = "_build/runs/01_replication/by-hand"  # where records are kept; a second run computes only what is missing
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from dori import plots, widgets
-from dori.claims import claims_table
+from dori.claims import claims_html
 from dori.detection import auroc, roc_table, tpr_at
 from dori.experiments import foundations
 from dori.experiments import replication as chapter
@@ -407,6 +407,8 @@ Markdown("After the search: " + "; ".join(f"{target} {rate.percent}" for target,
 # {cite:p}`chavhan2024memorized`). How much to prune is chosen on the validation half of the prompts: of the settings that bring the
 # memorization rate to a tenth, the one that keeps regular images most alike; where none does, the one that leaves the least. The
 # figure that counts is of the other half.
+# Few settings are tried here, as all that is asked is whether there is one that works. {ref}`pruning-fragility` tries more by the same rule,
+# with sparsities between these, and so may choose another one.
 
 # %%
 silencing = foundations.silenced(study)
@@ -434,7 +436,7 @@ plots.rate_curves(by_copies, x="copies", label="copies in the training set", by=
 # another model and other images, and are not compared as numbers.
 
 # %% tags=["hide-input"]
-claims_table("01", study.headlines).set_index("claim")
+HTML(claims_html("01", study.headlines))
 
 # %% tags=["hide-input"]
 study.finish()

@@ -16,9 +16,9 @@
 # (adversarial-finetuning)=
 # # Training against the search
 #
-# {ref}`pruning-fragility` ended with images that were hidden and not removed, {ref}`non-locality` with a memory that no single block holds.
-# If that is so, a remedy has to change the whole network, and it has to be told about more triggers than the prompt. This is what
-# {term}`adversarial fine-tuning` does {cite:p}`kowalczuk2025dori`: it searches a trigger, trains the model against it, and searches again.
+# {ref}`pruning-fragility` asked whether pruned images are gone or only hidden, {ref}`non-locality` whether one block of the network holds a
+# memory. If they are hidden, and no block does, a remedy has to change the whole network, and it has to be told about more triggers than the
+# prompt. This is what {term}`adversarial fine-tuning` does {cite:p}`kowalczuk2025dori`: it searches a trigger, trains the model against it, and searches again.
 #
 # **The claim.** After a few epochs of it a search no longer brings the image back, and the model is as good as before. Other trainings against
 # memorized images, and the same training of a few added weights, do not achieve this.
@@ -43,12 +43,11 @@ records = "none"  # none: measure everything; shipped: take from data/records wh
 run_dir = "_build/runs/04_adversarial_finetuning/by-hand"  # where records are kept; a second run computes only what is missing
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from dori import plots
-from dori.claims import claims_table
-from dori.experiments import collateral, curing, defences, erasing, erasure
-from dori.experiments.adjustment import adjusted_table
+from dori.claims import claims_html
+from dori.experiments import adjustment, collateral, curing, defences, erasing, erasure, takeaways
 from dori.metrics.replication import memorization_rate
 from dori.study import open_study
 
@@ -97,10 +96,10 @@ some = defences.defences(study, erased)
 erasure.costs(study).round(1)
 
 # %% [markdown]
-# Published learning rates are for a model a hundred times as large, and they do next to nothing to this one. So each training was tried on
+# Published learning rates are for a far larger model. So each training was tried on
 # the *other* half of the images, and its settings were chosen by one rule: of those that silence the prompts and cost at most a twentieth of
-# the alignment, the ones that resist the search best; where none costs so little, the cheapest that silences. These are the trials. None
-# of the images that are erased in this chapter had a part in them.
+# the alignment, the ones that resist the search best; where none costs so little, the cheapest that silences. These are the trials, all of
+# the bundled model; they come with the book. None of the images that are erased in this chapter had a part in them.
 
 # %% tags=["hide-input"]
 curing.trials().set_index(["training", "settings"])
@@ -131,16 +130,17 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # A row that is dark under the prompt did not silence the image. A row that is light there and dark further right hid it. A row
 # that is as light as the twin's, under every attacker, did what was asked, as far as these attackers can say.
 #
-# No row but the twin's is. Pruning and ESD hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning
-# is far above them, as the paper says: most searches of fifty steps find nothing. But some images return, most of them from random numbers,
+# **On the bundled model, as shipped, at preset `quick`:** no row but the twin's is. (The end of the chapter says what your run found.) Pruning
+# and ESD hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning is far above them, as the
+# paper says: most short searches find nothing. But some images return, most of them from random numbers,
 # and ten times the steps bring back nearly all that were asked for. On the twin the same long search brings back none, so it is not the search
 # that writes them: what it finds was still there. SISS lies in between, at a higher price ({numref}`fig-utility-trained`);
 # concept ablation is close to adversarial fine-tuning. After a little relearning on unrelated pairs, a search finds some images under every
 # training, and none on the twin.
 #
-# Two causes are likely. The settings were chosen to cost at most a twentieth of the alignment. A stronger setting let
-# nothing through on the other half, in fifty steps, and cost more than that (trials above): what stands here is one point on a curve of erasure against
-# alignment. And the training met searches of up to thirty steps; a longer one may go where it never went.
+# Two causes are likely; neither was tested. The settings were chosen under a limit on the alignment they may cost. A stronger setting let
+# nothing through on the other half, and cost more than that (trials above): what stands here is one point on a curve of erasure against
+# alignment. And the training met shorter searches alone; a longer one may go where it never went.
 #
 # Concept ablation is a stronger opponent here than in the paper, where a search undoes it. Its anchors are painted for captions that say exactly
 # what each picture shows, which nobody has for photographs from the web; and its learning rate was raised until a search met resistance, at
@@ -151,7 +151,8 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # ### Is it the searches?
 #
 # All these trainings show the model many regular pairs at a high learning rate. Is it that what makes it forget? The same training with parts
-# of it left out, on the half of the images that is not erased in this chapter, and judged there:
+# of it left out, on the half of the images that is not erased in this chapter, and judged there. These trials, too, are of the bundled model
+# and come with the book:
 
 # %% tags=["hide-input"]
 curing.trials(curing.ABLATIONS).set_index("left out").drop(columns=["training", "settings"])
@@ -163,7 +164,7 @@ curing.trials(curing.ABLATIONS).set_index("left out").drop(columns=["training", 
 # these include regular prompts, which the model then answers with surrogates, and it follows regular prompts much worse. Only searched triggers
 # leave little to find at a small price. This is what the paper says of its method.
 #
-# Adapters of rank 16, which can change little of the model, resist less. One rank and one learning rate were tried, so this does not say that
+# Low-rank adapters, which can change little of the model, resist less. One rank and one learning rate were tried, so this does not say that
 # no adapters could.
 
 # %% [markdown]
@@ -198,14 +199,12 @@ plots.rate_curves(by_epoch, x="epoch", label="epochs of adversarial fine-tuning"
 plots.work_curves(table[table["attacker"] == defences.LONG])
 
 # %%
-erasure.work(table).round(4)
+erasure.work(table)
 
 # %% tags=["hide-input"]
 p, powers = erasure.told_apart(table)
 study.headline("aft_twin_p", p)
-Markdown(f"Adversarial fine-tuning against the twin: p = {p.value:.2g}, {p.n} images each. Were a share of the images to return that the "
-         "twin does not, a test with as many images would notice it with a probability of "
-         + "; ".join(f"{chance:.2f} (share {share:g})" for share, chance in powers.items()) + ".")
+Markdown(takeaways.twin_compared(p, powers) or "This was not asked here: it needs a trained remedy, the twin, and the long search of both.")
 
 # %% [markdown]
 # ## What does it cost?
@@ -225,60 +224,76 @@ Markdown("Share of alignment lost by adversarial fine-tuning: "
          + (costs["aft_alignment_loss"].percent if costs else "not measured here") + ".")
 
 # %% [markdown]
-# ### And the images nobody asked to erase?
-
-# The trainings were told of one half of the images with the most copies. Below stands the {term}`memorization rate` of the prompts of the
-# *other* half, and, nearest to the erased images, how well regular captions are followed that describe what those show.
+# ### And what nobody asked for?
+#
+# The trainings were told of one half of the images with the most copies. The table asks for the *other* half, by its prompts and by searches
+# from them; how well regular captions are followed that describe what the erased images show; and how many erased prompts now paint one
+# of their {term}`surrogates <surrogate>`, by the same threshold: these were put in place of the images, a few for each.
 
 # %%
 collateral.collateral(study, some, found)
 
 # %% [markdown]
-# The half that nobody named falls silent, too: under adversarial fine-tuning, concept ablation and ESD its prompts return none of their images,
-# under SISS about half. All these captions are invented names, and what the trainings seem to have learnt is to answer *any* such name with
-# something else. For whoever wants memorized images gone this is welcome; as a statement about one image it is not: none of these trainings
-# erases what it is told to and nothing else. Silent prompts are not erased images, as {ref}`pruning-fragility` showed, and the spared half was
-# not searched for here. Captions near the erased images lose more alignment than regular ones in general.
+# **On the bundled model, as shipped:** the half that nobody named falls silent, too, under all trainings but SISS. After ESD and SISS it
+# is hidden and no more: searches find as much of it as in the model as trained; after concept ablation less, but most. After adversarial
+# fine-tuning they find as little of it as of the half that was to be erased. All these captions are invented names, and the training seems to have taught the model to answer
+# *any* such name with something else. For whoever wants memorized images gone this is welcome; as a statement about one image it is not:
+# none of these trainings erases what it is told to and nothing else. Captions near the erased images lose more alignment than regular ones in general.
+#
+# **One memory is written over another.** After adversarial fine-tuning and SISS most erased prompts return a surrogate. Both trainings show the model
+# a few fixed pictures for each prompt again and again, and that is how it came to memorize the first ones. Concept ablation and ESD, which
+# have no such picture for a prompt, leave none behind. Where surrogates are harmless this may do, but it is not forgetting, and whoever chooses
+# them had better choose pictures that may be returned. Whether fresh surrogates in every round would avoid it was not tried.
 
 # %% [markdown]
 # ## Mending the prompt instead
 #
 # {cite:t}`wen2024detecting` leave the weights alone and adjust the prompt's embedding before sampling, until it pulls no harder than a regular
 # prompt's, for at most ten steps. It is a lock on the front door: who may hand in an embedding hands in the one that DoRI found, and nothing is
-# adjusted. On this model it does not hold the prompts back either, with its published steps and with the pull of a regular prompt for a
-# target. Why has not been looked into: ten steps may not lower the pull enough, or a lower pull may not be what keeps an image from
-# being painted, here where prompts say nothing about the image.
+# adjusted. Its published number of steps is used here, and for a target the pull of a regular prompt.
 
 # %%
-adjusted = memorization_rate(adjusted_table(study, erased, erasure.sampling(study)))
+adjusted = memorization_rate(adjustment.adjusted_table(study, erased, erasure.sampling(study)))
 bypassed = erasure.rate(table, defences.TRAINED, "DoRI from the prompt")
-Markdown(f"Prompt as it is: {erasure.rate(table, defences.TRAINED, defences.PROMPT).percent}; prompt adjusted: {adjusted.percent}; "
-         f"embedding handed in: {bypassed.percent}.")
+unadjusted = erasure.rate(table, defences.TRAINED, defences.PROMPT)
+pulls = [adjustment.median_pull(study, prompts, erasure.sampling(study)) for prompts in (erased, adjustment.regular(study))]
+Markdown(takeaways.prompt_adjusted(unadjusted, adjusted, bypassed)
+         + f" Before it, a memorized prompt pulls with {pulls[0]:.3g}, a regular one with {pulls[1]:.3g}"
+         + r" (medians of $\lVert\epsilon_y - \epsilon_\varnothing\rVert$ at the first step).")
+
+# %% [markdown]
+# The closer the two pulls, the less a prompt has to change before it reaches the target. On the bundled model they lie close together: most prompts
+# are there after a small move, and still paint their image. A pull that suffices to *detect* a memory ({ref}`replication`) need not be what
+# keeps it. Does a lower one hold it back? The same with lower targets and more steps:
+
+# %%
+adjustment.targets_compared(study, erased, erasure.sampling(study))
+
+# %% [markdown]
+# An embedding that pulls at nothing says nothing: a target of zero silences any prompt, and leaves none to be followed.
 
 # %% [markdown]
 # ## What to conclude
 #
-# Training against the search does more than any pruning, and keeps regular prompts as usable as the rule asks. On this model it does not do all
-# that the paper reports: compared with a model that never saw the images, those it erased still take less work to find. That comparison is
-# the strict one, and only a testbed has it; without the twin, the searches of fifty steps alone would have looked like an erasure that
-# nearly succeeded.
+# The strict comparison is that with a model that never saw the images, and only a testbed has it: does it take as much work to find what was
+# erased as to find what was never there? Without the twin, searches of a fixed, small number of steps are all there is, and an image that
+# they do not find may still be found.
 
 # %% tags=["hide-input"]
-claims_table("04", study.headlines).set_index("claim")
+HTML(claims_html("04", study.headlines))
 
 # %% tags=["hide-input"]
+aside = takeaways.spared_rates(study, some)
 study.finish()
-Markdown("\n".join(["**What to take away**", ""] + [f"- {name}: {figures[key].percent}" for name, key in {
-    "Search with held-out settings after adversarial fine-tuning": "mr_aft_heldout",
-    "The same on the model as trained": "mr_trained_heldout",
-    "The same on the twin, which never saw the images": "mr_twin_heldout"}.items() if key in figures]))
+Markdown(takeaways.erasing_trained(figures, p=p, powers=powers, costs=costs, spared=aside))
 
 # %% [markdown]
 # ## Exercises
 #
 # 1. Held-out settings differ from those of the training in start, optimiser, step size and number of draws. Which of the four matters? Write an
 #    attacker that differs in one of them (`dori.experiments.defences.SEARCHES`).
-# 2. A surrogate is an image like any other. Does the mended model now memorize its surrogates? Score what it paints against them.
+# 2. The mended model memorizes its surrogates. How many would each prompt need, for none of them to be returned? Train with more of them
+#    (`dori.mitigation.surrogates.Drawing`).
 # 3. {numref}`fig-work` takes 500 steps on a few images. How many images would it take to tell a share of a tenth from the twin's?
 # 4. Half of the images were erased. Erase them one by one instead: does the tenth cost as much as the first?
 #

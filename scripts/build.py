@@ -19,7 +19,9 @@ from bookbuild import (
     claims,
     classroom,
     commands,
+    findings,
     landing,
+    measured,
     pages,
     parameters,
     pictures,
@@ -73,6 +75,7 @@ def assemble(layout: Layout) -> None:
         {
             "verdicts": pages.verdicts_part(verdicts, titles),
             "claims": pages.claims_part(verdicts, titles),
+            **findings.found_parts(verdicts, titles),
             "figures": pages.figures_part(figures),
             "presets": pages.presets_part(),
             "memory": pages.memory_part(),
@@ -81,7 +84,9 @@ def assemble(layout: Layout) -> None:
             "assignments": classroom.assignments_part(),
             "rubric": classroom.rubric_part(),
             "cli": commands.commands_part(),
-            "measurements": pages.measurements_part(records),
+            "origin": measured.origin_part(records),
+            "repeated": measured.repeated_part(),
+            "measurements": measured.measurements_part(records),
             "provenance": pages.provenance_part(records, git_commit(layout.root)),
             "parameters": parameters.parameters_table(
                 parameters.common(sorted(layout.prepared.glob("*.ipynb")))

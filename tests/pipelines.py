@@ -1,13 +1,15 @@
-"""Small pipelines of SDXL and SD3 built from configs: random weights of seed 0, 16 px, no download."""
+"""Small pipelines of SD v2, SDXL and SD3 built from configs: random weights of seed 0, 16 px, no download."""
 
 import torch
 from conftest import BETAS, TOKENS, make_tokenizer
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -41,6 +43,28 @@ def make_vae(channels: int, **more) -> AutoencoderKL:
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, norm_num_groups=4,
         sample_size=16, **more,
+    )  # fmt: skip
+
+
+def make_sd2() -> StableDiffusionPipeline:
+    """SD v2's topology: heads by level, linear projections, OpenCLIP's activation, v-prediction."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 8, 16, 16), layers_per_block=2, norm_num_groups=4,
+        attention_head_dim=(2, 2, 4, 4), use_linear_projection=True, cross_attention_dim=20,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )  # fmt: skip
+    text = clip_config(tokenizer, 20)
+    text.hidden_act = "gelu"
+    return StableDiffusionPipeline(
+        vae=make_vae(4, scaling_factor=0.5), unet=unet, text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=DDIMScheduler(
+            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+            prediction_type="v_prediction",
+        ),
     )  # fmt: skip
 
 

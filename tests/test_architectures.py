@@ -1,4 +1,4 @@
-"""SDXL and SD3 go the whole way: encode, sample as diffusers does, attack, prune, tune, save and load."""
+"""SD v2, SDXL and SD3 go the whole way: encode, sample as diffusers, attack, prune, tune, save and load."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_pipeline
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from pipelines import adapt, make_sd3, make_sdxl
+from pipelines import adapt, make_sd2, make_sd3, make_sdxl
 from torch.nn import functional as F
 
 from dori.attack import Attack, dori_attack, initial_embeds
@@ -31,12 +31,13 @@ from dori.unlearndiff import UnlearnDiff, unlearndiff_attack
 
 PROMPTS = ["red boat", "blue house", "dawn"]
 KINDS = {
+    "sd2": make_sd2,
     "sdxl": make_sdxl,
     "sdxl-empty": lambda: make_sdxl(zeros=False),
     "sd3": make_sd3,
     "sd3-no-t5": lambda: make_sd3(t5=False),
 }
-TOKENS = {"sdxl": 12, "sd3": 12 + 256}
+TOKENS = {"sd2": 12, "sdxl": 12, "sd3": 12 + 256}
 MODELS = {}
 
 
@@ -44,8 +45,14 @@ def model_of(kind: str) -> TextToImageModel:
     return MODELS.setdefault(kind, adapt(KINDS[kind](), kind))
 
 
-@pytest.fixture(params=["sdxl", "sd3"])
+@pytest.fixture(params=["sd2", "sdxl", "sd3"])
 def model(request) -> TextToImageModel:
+    return model_of(request.param)
+
+
+@pytest.fixture(params=["sdxl", "sd3"])
+def pooling(request) -> TextToImageModel:
+    """Those with a pooled vector."""
     return model_of(request.param)
 
 
@@ -90,7 +97,7 @@ def test_sampling_agrees_with_the_diffusers_pipeline(kind, guidance):
     assert ours.std() > 0.01
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sd2"])
 def test_an_embedding_is_tokens_and_the_pooled_vector_in_one_tensor(kind):
     model = model_of(kind)
     encoded = model.pipe.encode_prompt(
@@ -105,7 +112,8 @@ def test_an_embedding_is_tokens_and_the_pooled_vector_in_one_tensor(kind):
     assert (model.unconditional.abs().max() == 0) == (kind == "sdxl")
 
 
-def test_the_pooled_vector_reaches_the_denoiser_and_its_padding_does_not(model):
+def test_the_pooled_vector_reaches_the_denoiser_and_its_padding_does_not(pooling):
+    model = pooling
     embeds = model.encode_prompts(PROMPTS[:1]).requires_grad_()
     t, width = torch.tensor([500]), model.architecture.width
     model.predict(model.initial_latents([0]), t, embeds).square().sum().backward()
@@ -136,6 +144,17 @@ def test_flow_matching_is_that_of_diffusers():
     torch.testing.assert_close(
         model.as_epsilon(model.target(x0, eps, t), model.add_noise(x0, eps, t), t), eps
     )
+
+
+def test_sd_v2_predicts_v_and_reads_its_own_width():
+    """v = alpha eps - sigma x_0, and from it eps again."""
+    model = model_of("sd2")
+    assert (model.prediction_type, model.unconditional.shape[2]) == ("v_prediction", 20)
+    x0, eps, t = rand(2, 4, 8, 8), rand(2, 4, 8, 8, seed=1), torch.tensor([10, 900])
+    alpha, sigma = model.alpha_sigma(t, x0)
+    v = model.target(x0, eps, t)
+    torch.testing.assert_close(v, alpha * eps - sigma * x0)
+    torch.testing.assert_close(model.as_epsilon(v, model.add_noise(x0, eps, t), t), eps)
 
 
 def test_seeds_decide_an_image_and_batches_do_not(model):
@@ -175,15 +194,15 @@ def test_layers_are_those_the_text_goes_through():
 
 def test_a_trigger_is_searched_tokens_and_pooled_vector_alike(model):
     start, latents = targets_of(model).prompt_embeds, targets_of(model).latents
-    before = model.architecture.width
     found = dori_attack(model, latents, start, Attack(steps=(0, 3), batch=2), seeds=[1, 2])
     alone = dori_attack(model, latents[1:], start[1:], Attack(steps=3, batch=2), seeds=[2])
     assert not found.failed.any()
     assert torch.equal(found.saved[0], start)
     torch.testing.assert_close(found.embeds[1:], alone.embeds, atol=1e-3, rtol=0)
-    moved = found.embeds - start
-    assert moved[:, -1, :before].abs().min() > 0
-    assert moved[:, -1, before:].abs().max() == 0
+    moved, width = found.embeds - start, getattr(model.architecture, "width", None)
+    assert model.tokens(moved).abs().amax(2).min() > 0
+    assert moved[:, -1, :width].abs().min() > 0
+    assert not moved[:, -1, width:].any() or width is None
     held = dori_attack(model, latents, start, Attack(steps=2, batch=2, free_tokens=2), seeds=[1, 2])
     assert (held.embeds - start).abs().amax((0, 2)).nonzero().flatten().tolist() == [1, 2]
     with pytest.raises(DoriError, match=f"has {TOKENS[model.name] - 1}"):
@@ -271,7 +290,7 @@ def test_activations_are_summarised(model):
     distances = found.distances(OUTPUT)
     assert distances.shape == (3, 3)
     assert distances[0, 1] > 0
-    assert ("mid_block" in found.flat) == (model.name == "sdxl")
+    assert ("mid_block" in found.flat) == (model.name != "sd3")
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -309,13 +328,13 @@ def test_the_other_defences_train_or_say_why_not(own, tmp_path):
     esd(own, targets, settings, run_dir=tmp_path / "esd")
 
 
-def test_the_attack_on_words_says_why_not(model):
-    target = targets_of(model, 1)
+def test_the_attack_on_words_says_why_not(pooling):
+    model, target = pooling, targets_of(pooling, 1)
     with pytest.raises(DoriError, match=r"one text encoder; model .* has several"):
         unlearndiff_attack(model, target.latents, target.prompts, UnlearnDiff(), seeds=[0])
 
 
-@pytest.mark.parametrize("kind", ["sdxl", "sd3", "sd3-no-t5"])
+@pytest.mark.parametrize("kind", ["sd2", "sdxl", "sd3", "sd3-no-t5"])
 def test_a_saved_directory_loads_as_the_same_model(kind, tmp_path):
     model = model_of(kind)
     model.pipe.save_pretrained(tmp_path / "m")
@@ -333,11 +352,12 @@ def test_a_saved_directory_loads_as_the_same_model(kind, tmp_path):
     (tmp_path / "m" / "dori.json").unlink()
     bare = TextToImageModel.load(tmp_path / "m", device="cpu").defaults
     assert bare.image_size == 16
-    assert (bare.guidance_scale, bare.num_inference_steps) == {"sdxl": (5.0, 50)}.get(kind, (7.0, 28))
+    own = {"sd2": (7.0, 50), "sdxl": (5.0, 50)}.get(kind, (7.0, 28))
+    assert (bare.guidance_scale, bare.num_inference_steps) == own
 
 
 def test_every_weight_is_part_of_the_fingerprint():
-    for kind in ("sdxl", "sd3"):
+    for kind in ("sd2", "sdxl", "sd3"):
         pipe = KINDS[kind]()
         before = adapt(pipe).fingerprint
         assert before == model_of(kind).fingerprint
@@ -384,7 +404,8 @@ def test_what_is_not_supported_says_why(pipe, why):
         adapt(pipe())
 
 
-def test_padding_is_to_the_width_of_a_token(model):
+def test_padding_is_to_the_width_of_a_token(pooling):
+    model = pooling
     pooled = model.architecture.pooled(model.encode_prompts(PROMPTS))
     row = model.encode_prompts(PROMPTS)[:, -1]
     assert torch.equal(row, F.pad(pooled, (0, row.shape[1] - pooled.shape[1])))

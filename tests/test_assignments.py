@@ -4,6 +4,7 @@ The cells run in this process, each mistake on the names that the solutions befo
 """
 
 import copy
+import re
 
 import pytest
 from classroom import BREAK, DESIGN, MEASURE, MISTAKES, STEP
@@ -61,6 +62,15 @@ def test_solutions_and_hidden_tests_are_marked_for_nbgrader(assignment):
         if "### BEGIN HIDDEN TESTS" in cell.source:
             assert marks(cell)["grade"]
         assert marks(cell)["locked"] != marks(cell)["solution"], "tests and setup are restored when graded"
+
+
+@each
+def test_the_chapters_that_an_assignment_names_are_in_the_book(assignment):
+    titles = {re.search(r"^# # (.+)$", path.read_text(), re.M)[1] for path in SOURCES.parent.glob("0*.py")}
+    intro = jupytext.read(SOURCES / f"{assignment}.py").cells[0].source.replace("\n", " ")
+    named = re.findall(r"\*([^*]+)\*", intro.split("Needed: ")[1])
+    assert named
+    assert set(named) <= titles
 
 
 @each

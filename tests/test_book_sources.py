@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
+pytest.importorskip("papermill", reason="papermill is not installed: pip install -e .[book]")
+pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
+
+import jupytext
+from click.testing import CliRunner
+from papermill.cli import papermill
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
@@ -67,6 +72,20 @@ def test_figures_have_name_caption_and_words(chapter):
         assert len(entry.get("image", {}).get("alt", "")) > 20, f"{name}: describe what the figure shows"
 
 
+@each_chapter
+def test_an_interactive_figure_has_a_still_one_in_its_section(chapter):
+    """For readers without JavaScript."""
+    section, interactive, still = "", set(), set()
+    for cell in jupytext.read(chapter).cells:
+        if cell.cell_type == "markdown":
+            section = [section, *re.findall(r"^#+ .+$", cell.source, re.M)][-1]
+        elif "widgets." in cell.source:
+            interactive.add(section)
+        elif "figure" in cell.metadata.get("mystnb", {}):
+            still.add(section)
+    assert interactive <= still
+
+
 def test_figure_names_are_unique_in_the_book():
     names = [entry["figure"]["name"] for chapter in CHAPTERS for entry in figures(chapter)]
     names += re.findall(r":name: (fig-\S+)", "".join(p.read_text() for p in (ROOT / "book").glob("*.md")))
@@ -96,7 +115,11 @@ def test_chapter_ends_with_what_to_take_away_and_what_to_try(chapter):
     away, tries, after = (
         text.find(mark) for mark in ("**What to take away**", "# ## Exercises", "# ## What's next")
     )
-    away = away if away >= 0 else text.find("levels.conclusion")
+    away = (
+        away
+        if away >= 0
+        else max(map(text.find, ("levels.conclusion", "takeaways.pruning", "takeaways.erasing")))
+    )
     assert 0 <= away < tries < after, "in this order: what to take away, exercises, what's next"
     assert len(re.findall(r"^# \d\. ", text[tries:after], re.MULTILINE)) >= 3
 
@@ -108,6 +131,18 @@ def test_parameters_are_described(chapter):
         assert re.search(r"  # .{10,}", line), f"say behind it what this is: {line}"
 
 
+@each_chapter
+def test_papermill_tells_what_a_chapter_takes(chapter, tmp_path):
+    """Name, default and meaning, as `papermill --help-notebook` shows them."""
+    jupytext.write(jupytext.read(chapter), tmp_path / "chapter.ipynb")
+    told = CliRunner().invoke(papermill, [str(tmp_path / "chapter.ipynb"), "--help-notebook"])
+    assert told.exit_code == 0, told.output
+    (cell,) = (cell for cell in code_cells(chapter) if "parameters" in cell.metadata.get("tags", []))
+    for line in cell.source.splitlines():
+        name, default, meaning = re.split(r" = |  # ", line, maxsplit=2)
+        assert re.search(rf"{name}: .*\(default {re.escape(default)}\)\s+{re.escape(meaning)}", told.output)
+
+
 def test_common_parameters_are_described_alike():
     """The guide shows one table for all chapters."""
     told = {}
@@ -116,6 +151,24 @@ def test_common_parameters_are_described_alike():
         for line in cell.source.splitlines():
             told.setdefault(line.split(" = ")[0], set()).add(line.split("  # ")[1])
     assert not {name for name, words in told.items() if len(words) > 1}
+
+
+def pages() -> str:
+    """All that is written by hand: pages and chapters."""
+    return "\n".join(path.read_text() for path in [*(ROOT / "book").glob("*.md"), *CHAPTERS])
+
+
+def test_the_bibliography_is_what_is_cited():
+    keys = re.findall(r"^@\w+\{([^,]+),", (ROOT / "book" / "references.bib").read_text(), re.M)
+    cited = re.findall(r"\{cite:\w+\}`([^`]+)`", pages())
+    assert sorted(keys) == sorted({key.strip() for group in cited for key in group.split(",")})
+
+
+def test_the_glossary_has_every_term_in_the_order_of_the_alphabet():
+    entries = re.findall(r"^(\S.*)\n  \S", (ROOT / "book" / "glossary.md").read_text(), re.M)
+    assert entries == sorted(entries, key=str.lower)
+    used = re.findall(r"\{term\}`(?:[^`<]*<)?([^`<>]+)>?`", pages().replace("\n# ", " "))
+    assert {term.lower() for term in used} <= {entry.lower() for entry in entries}
 
 
 def test_nothing_is_misspelt():

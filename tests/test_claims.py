@@ -2,14 +2,14 @@
 
 import pytest
 
-from dori.claims import claims_table, load_claims
+from dori.claims import claims_html, claims_table, load_claims
 from dori.errors import DoriError
 
 ROW = """
 - chapter: "01"
   id: top
   claim: memorized prompts replicate
-  paper: {value: 0.98, source: table 1}
+  paper: {value: 0.98, source: "paper, table 1"}
   rule: {metric: mr, op: ">=", value: 0.95}
   preset: quick
 """
@@ -21,15 +21,16 @@ def expected(tmp_path):
     return tmp_path / "expected.yml"
 
 
-def figure(value, preset="quick"):
-    return {"mr": {"value": value, "low": 0.9, "high": 1.0, "n": 32, "preset": preset}}
+def figure(value, preset="quick", low=0.9, high=1.0):
+    return {"mr": {"value": value, "low": low, "high": high, "n": 32, "preset": preset}}
 
 
 @pytest.mark.parametrize(
     ("figures", "verdict"),
     [
-        (figure(0.95), "replicates"),
-        (figure(0.94), "does not replicate"),
+        (figure(0.95, low=0.95), "replicates"),
+        (figure(0.95), "replicates; the interval crosses the rule"),
+        (figure(0.94, high=0.94), "does not replicate"),
         (figure(1.0, "smoke"), "not measured"),
         (figure(None), "not measured"),
         ({}, "not measured"),
@@ -37,6 +38,33 @@ def figure(value, preset="quick"):
 )
 def test_a_rule_decides(expected, figures, verdict):
     assert claims_table("01", figures, expected)["verdict"].tolist() == [verdict]
+
+
+def test_the_table_of_a_page_cuts_no_claim_and_no_small_figure(expected):
+    long = "a claim of more than fifty characters, with the sign < in it, to its very end"
+    expected.write_text(ROW.replace("memorized prompts replicate", long))
+    shown = claims_html("01", figure(0.0004, low=0.00012), expected)
+    assert long.replace("<", "&lt;") in shown
+    assert "<td>0.0004</td>" in shown
+    assert "[0.00012, 1.00]" in shown
+
+
+def test_a_check_of_our_own_holds_and_replicates_nothing(expected):
+    expected.write_text(ROW.replace('"paper, table 1"', "own"))
+    assert claims_table("01", figure(1.0, low=0.96), expected)["verdict"].tolist() == ["holds"]
+    assert claims_table("01", figure(0.1, high=0.2, low=0.0), expected)["verdict"].tolist() == [
+        "does not hold"
+    ]
+    assert claims_table("01", {}, expected)["verdict"].tolist() == ["not measured"]
+
+
+def test_the_papers_claims_are_told_from_our_own():
+    ours = {claim.paper_source: claim.of_paper for claim in load_claims()}
+    assert ours["own"] is False
+    assert ours["own; the paper's conclusion, tested directly"] is False
+    assert ours["paper says so without a figure at hand"] is True
+    assert ours["paper, SD v1.4, ESD + DoRI (secondary notes)"] is True
+    assert not any(ok for source, ok in ours.items() if source.startswith("Wen"))
 
 
 def test_a_chapter_sees_its_own_claims(expected):

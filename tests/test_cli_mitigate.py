@@ -151,6 +151,20 @@ def test_a_crash_while_saving_leaves_no_half_model(run, method, out, monkeypatch
     StableDiffusionPipeline.from_pretrained(out)
 
 
+def test_two_at_once_are_refused_and_the_first_is_not_disturbed(run, out, monkeypatch):
+    save, second = StableDiffusionPipeline.save_pretrained, []
+
+    def busy(pipe, path, **more):
+        second.append(run(z=0.5, out=out))
+        save(pipe, path, **more)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "save_pretrained", busy)
+    assert run(z=1.0, out=out)[0] == 0
+    assert "another `dori mitigate` is making" in one_line(second[0])
+    assert provenance(out)["settings"]["z"] == 1.0
+    assert [p.name for p in out.parent.iterdir() if "mended" in p.name] == ["mended"]
+
+
 def test_a_directory_of_others_is_left_alone(run, out, tiny_dir, tmp_path):
     out.mkdir()
     (out / "thesis.txt").write_text("all of it")

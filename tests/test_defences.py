@@ -11,8 +11,10 @@ from conftest import WORDS, write_benchmark
 
 from dori.attack import Attack
 from dori.benchmark import load_benchmark
+from dori.detection import magnitudes
+from dori.drawing import noise_seed
 from dori.errors import DoriError
-from dori.experiments import curing, defences, erasing, options, relearning
+from dori.experiments import adjustment, curing, defences, erasing, options, relearning
 from dori.experiments.relearning import Relearning, relearned_table
 from dori.metrics.survival import first_success
 from dori.mitigation import delta
@@ -117,6 +119,24 @@ def test_targets_are_what_the_model_encodes(study):
     assert torch.equal(targets.prompt_embeds, study.model.encode_prompts(study.memorized.prompts()))
     images = study.memorized.images(size=16)
     assert torch.equal(targets.latents, study.model.encode_images(images))
+
+
+# Mending the prompt
+
+
+def test_lower_pulls_are_shares_of_a_regular_prompts(study, monkeypatch):
+    sampling, asked = study.sampling(steps=2, seeds=1), []
+    seeds = [noise_seed(study.seed, i, 0) for i in study.regular.ids]
+    embeds = study.model.encode_prompts(study.regular.prompts())
+    pull = magnitudes(study.model, embeds, seeds, num_inference_steps=2)[:, 0].median().item()
+    assert adjustment.median_pull(study, adjustment.regular(study), sampling) == pytest.approx(pull, rel=5e-3)
+    monkeypatch.setattr(
+        adjustment, "adjusted", lambda model, embeds, seeds, settings: asked.append(settings) or embeds
+    )
+    found = adjustment.targets_compared(study, study.memorized.head(1), sampling)
+    assert [one.target for one in asked] == pytest.approx([pull, pull / 2, 0], rel=5e-3)
+    assert [one.iterations for one in asked] == found["steps at most"].tolist() == [10, 100, 100]
+    assert found["MR of the prompts"].nunique() == 1, "the stub adjusts nothing"
 
 
 # Training a defence and shipping it

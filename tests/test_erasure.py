@@ -69,8 +69,13 @@ def test_work_marks_what_never_returned():
     assert shown["returned"].to_dict() == {TRAINED: 4, AFT: 1, TWIN: 0}
     assert shown.loc[TRAINED, "half returned after"] == "10"
     assert shown.loc[AFT, "half returned after"] == f"> {LOOKS[-1]}"
-    assert shown.loc[TRAINED, "p against the twin"] < 0.05 < shown.loc[AFT, "p against the twin"]
-    assert np.isnan(shown.loc[TWIN, "p against the twin"])
+    assert shown.loc[TWIN, "p against the twin"] == "–"
+    p = erasure.against_twin(table)
+    assert p[TRAINED] < 0.05 < p[AFT]
+    assert shown.loc[AFT, "p against the twin"] == f"{p[AFT]:.2g}"
+    alone = erasure.work(searched(AFT, [10]))
+    assert alone.loc[AFT, "p against the twin"] == "–", "without a twin there is nothing to compare with"
+    assert erasure.work(answers(AFT, PROMPT, [1])).empty
 
 
 def test_the_comparison_with_the_twin_says_what_it_could_have_noticed():
@@ -80,7 +85,7 @@ def test_the_comparison_with_the_twin_says_what_it_could_have_noticed():
     assert list(chances) == sorted(chances)
     assert all(0 <= a <= b <= 1 for a, b in zip(chances.values(), list(chances.values())[1:], strict=False))
     assert chances[1.0] > 0.9
-    nothing, none = erasure.told_apart(searched(TRAINED, [10]))
+    nothing, none = erasure.told_apart(searched(AFT, [10]))
     assert nothing.n == 0
     assert none == {}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from networks import Descriptor, Net
 from PIL import Image
 
@@ -72,12 +73,15 @@ def test_make_knows_the_targets_and_variables(command):
 
 
 def test_a_chapter_alone_takes_its_parameters(tmp_path, filled):
-    (command,) = of("guide.md", "jupytext")
-    first, second = command.split(" | ")
+    cli = pytest.importorskip("papermill.cli", reason="papermill is not installed: pip install -e .[book]")
+    (first, asked), (same, second) = (command.split(" | ") for command in of("guide.md", "jupytext"))
+    assert first == same
     programs = Path(sys.executable).parent
     source = subprocess.run(
         [programs / "jupytext", *shlex.split(first)[1:]], cwd=ROOT, capture_output=True, check=True
     ).stdout
+    told = CliRunner().invoke(cli.papermill, shlex.split(asked)[1:], input=source)
+    assert all(f"{name}: " in told.output for name in re.findall(r"-p (\w+)", second))
     subprocess.run(
         [programs / "papermill", *filled(second)[1:], "--prepare-only"],
         cwd=tmp_path, input=source, capture_output=True, check=True,

@@ -168,14 +168,17 @@ def test_other_repositories_are_fetched_at_main(tiny_dir, monkeypatch):
     assert read_defaults(REPOSITORY, loaded.pipe) == Defaults(7.0, 50, 16)
 
 
-def test_models_are_listed(command, monkeypatch):
-    monkeypatch.setattr("dori.cli.console", Console(width=130))
+@pytest.mark.parametrize("width", [80, 130])
+def test_models_are_listed(command, monkeypatch, width):
+    monkeypatch.setattr("dori.cli.console", Console(width=width))
     code, out, err = command("models", **dict.fromkeys(("model", "benchmark", "out", "preset", "device")))
     assert (code, err) == (0, "")
     for name, entry in known.KNOWN.items():
         assert name in out
         assert entry.repository in out
         assert entry.revision in out
+        assert f"{known.memory(name) / 1e9:.1f} / " in out
+    assert "…" not in out
     assert "gated" in out
 
 

@@ -7,9 +7,11 @@ import pytest
 from dori.experiments import locality_activations as activations
 from dori.experiments import locality_embeddings as embeddings
 from dori.experiments import locality_levels as levels
+from dori.experiments import locality_reasons as reasons
 from dori.experiments import locality_weights as weights
 from dori.experiments.locality_levels import LEVELS
 from dori.locality.weights import ALL
+from dori.metrics.intervals import Estimate
 
 
 def agreed(layer, ious, *, ceiling=1.0, chance=0.0, image="a"):
@@ -76,5 +78,73 @@ def test_the_conclusion_has_a_line_per_level_and_says_what_is_not_defined():
     lines = levels.conclusion(scored({"ordinary": [0.1, 0.3]})).splitlines()[2:]
     assert len(lines) == len(LEVELS)
     assert "0.20" in lines[0]
-    assert "planted" not in lines[0]
+    assert "is not known" in lines[0], "without planted memories"
     assert all("not defined" in line for line in lines[1:])
+
+
+def test_the_conclusion_says_of_each_level_whether_it_is_blind():
+    def first(planted):
+        return levels.conclusion(scored({"ordinary": [0.1, 0.2, 0.3], "planted": planted})).splitlines()[2]
+
+    assert "less local than that" in first([0.7, 0.8, 0.9])
+    assert "blind" in first([0.1, 0.2, 0.4])
+    assert "blind" in first([-1.0, 0.5, 2.0]), "far apart, but an interval that reaches 0 settles nothing"
+
+
+def some(value, low=np.nan, high=np.nan):
+    return Estimate(value, low, high, 3)
+
+
+def test_where_only_the_added_level_sees_the_others_are_named_blind():
+    blind, sees = some(0.01, -0.1, 0.1), some(0.6, 0.4, 0.8)
+    found = dict.fromkeys(LEVELS, blind)
+    assert "0 of 6 levels tell them" in reasons.seen(found)
+    only = reasons.seen(found | {reasons.ADDED: sees})
+    assert "1 of 6 levels" in only
+    assert "A likely reason" in only
+    assert "A likely reason" not in reasons.seen(found | {reasons.ADDED: sees, LEVELS[0]: sees})
+    assert reasons.seen(dict.fromkeys(LEVELS, some(np.nan))) == ""
+
+
+def test_a_spread_that_the_starts_have_already_is_called_inherited():
+    easy = reasons.inherited(some(1.8), some(1.9), some(0.7))
+    assert "is met" in easy
+    assert "too easily" in easy
+    assert "too easily" not in reasons.inherited(some(0.2), some(1.9), some(0.7))
+    assert "is not met" in reasons.inherited(some(1.8), some(1.9), some(0.1))
+    assert reasons.inherited(some(np.nan), some(1.9), some(0.1)) == ""
+
+
+def test_a_thin_ceiling_is_counted_and_its_swing_told():
+    table = pd.DataFrame(
+        {"level": "weights (Wanda)", "memory": "ordinary", "image": ["a", "b"], "index": [0.2, 1.7]}
+    )
+    told = reasons.thin_ceiling(table, agreed(ALL, [0.5, 0.4]))
+    assert "a ceiling is 1 pair of sets" in told
+    assert "from 0.20 to 1.70, beyond the ends" in told
+    assert "beyond" not in reasons.thin_ceiling(table.assign(index=[0.2, 0.7]), agreed(ALL, [0.5]))
+
+
+def test_a_transfer_index_at_its_end_leaves_no_room():
+    def told(same, other):
+        rows = [("1", "2", "another of the image", same), ("of b", "2", "one of another image", other)]
+        moved = pd.DataFrame(rows, columns=["a", "b", "made_for", "rate"]).assign(
+            memory="ordinary", image="a"
+        )
+        table = pd.DataFrame(
+            {"level": ["transfer (Wanda)"], "memory": "ordinary", "image": "a", "index": 1 - same}
+        )
+        return reasons.saturated(table, moved)
+
+    assert "stops 0.95 of the others of its image, one made for another image 0.75" in told(0.05, 0.25)
+    assert "too coarse" in told(0.05, 0.25)
+    assert "too coarse" not in told(0.5, 0.5)
+    assert told(0.05, np.nan) == "", "one image alone has no other to compare with"
+
+
+def test_what_disagrees_with_the_paper_is_listed_with_its_figure():
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3, "preset": "quick"}
+    told = reasons.against_paper({"spread_ratio": figure, "activation_ratio": figure | {"value": 0.9}})
+    assert told.count("“") == 1
+    assert "(0.50, rule >= 1)" in told
+    assert "none of its claims" in reasons.against_paper({"spread_ratio": figure | {"value": 2.0}})

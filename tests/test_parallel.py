@@ -1,5 +1,6 @@
 """Two processes of `accelerate launch` do what one does, also where one of them is killed half-way."""
 
+import datetime
 import json
 import os
 import signal
@@ -116,6 +117,28 @@ def test_shares_are_apart_and_leave_nothing_out(items, monkeypatch):
         monkeypatch.setattr(parallel, "count", lambda: 3)
         found += parallel.mine(items)
     assert sorted(found) == items
+
+
+@pytest.mark.parametrize("done", [{0, 2, 4, 6}, set(range(8)), set()])
+def test_what_is_missing_is_shared_evenly(done, monkeypatch):
+    """Also where the process that did its share looks last, when others have begun."""
+    monkeypatch.setattr(parallel, "count", lambda: 2)
+    seen, sent, shares, items = {f"i{n}" for n in done}, [], [], [f"i{n}" for n in range(8)]
+    monkeypatch.setattr(parallel, "_from_first", lambda places: sent.append(places) or sent[0])
+    for k in range(2):
+        monkeypatch.setattr(parallel, "number", lambda k=k: k)
+        shares.append(parallel.missing(items, seen.__contains__))
+        seen.update(shares[-1])
+    assert sorted(shares[0] + shares[1]) == [i for n, i in enumerate(items) if n not in done]
+    assert len(shares[0]) == len(shares[1])
+
+
+def test_processes_wait_for_one_another_longer_than_torch_would(monkeypatch):
+    asked = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel, "PartialState", lambda **options: asked.update(options) or "a group")
+    assert parallel._state.__wrapped__() == "a group"
+    assert asked["timeout"] >= datetime.timedelta(hours=1)
 
 
 def test_more_processes_than_rows_are_refused(monkeypatch):

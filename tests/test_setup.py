@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from bookbuild.site import HUB
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -102,6 +103,16 @@ def test_workflows_are_yaml_and_take_torch_from_the_cpu_index():
         workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert workflow["env"]["TORCH_INDEX"].endswith("/cpu"), path.name
         assert workflow["jobs"], path.name
+
+
+def test_every_job_of_ci_sets_python_up_and_the_book_gets_the_address_of_the_hub():
+    """The runners' own Python refuses `pip install`."""
+    workflow = yaml.safe_load(read(".github/workflows/ci.yml"))
+    for name, job in workflow["jobs"].items():
+        kinds = [step.get("uses", "").split("@")[0] for step in job["steps"]]
+        runs = [n for n, step in enumerate(job["steps"]) if "run" in step]
+        assert kinds.index("actions/setup-python") < runs[0], name
+    assert workflow["env"][HUB] == f"${{{{ vars.{HUB} }}}}"
 
 
 def test_javascript_lock_agrees_with_package_json():

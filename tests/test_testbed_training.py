@@ -1,5 +1,6 @@
 """Training: what the losses compute, and that a run that stops goes on as if it had not."""
 
+import errno
 import math
 from types import SimpleNamespace
 
@@ -17,13 +18,13 @@ from dori.testbed.recipe import Recipe
 from dori.training import Fit, Schedule, step_rng, torch_rng
 
 
-def _fit(run_dir, steps=6, fail_at=None):
+def _fit(run_dir, steps=6, fail_at=None, failure=KeyboardInterrupt):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 
     def loss(step, rng):
         if step == fail_at:
-            raise KeyboardInterrupt
+            raise failure
         x = torch.randn(8, 3, generator=torch_rng(rng))
         return (net(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
@@ -46,6 +47,35 @@ def test_a_diverging_loss_stops_and_names_the_checkpoint(tmp_path):
     fit.loss = lambda step, rng: (fit.module(torch.ones(2, 3)).sum() * float("nan"), {})
     with pytest.raises(DoriError, match=r"part: the loss is nan at step 0; .*part\.pt"):
         fit.run()
+
+
+def test_a_full_gpu_is_one_line_and_the_checkpoint_stays(tmp_path):
+    out_of_memory = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB.")
+    with pytest.raises(DoriError, match=r"memory is full at step 5; the last good checkpoint is .*part\.pt"):
+        _fit(tmp_path, fail_at=5, failure=out_of_memory).run()
+    assert _fit(tmp_path).step == 4
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path, monkeypatch, failure):
+    fit, save = _fit(tmp_path), torch.save
+
+    def full(state, path):
+        save(state, path)  # some of it is there
+        if state["step"] == 4:
+            raise failure
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DoriError, match=r"cannot write .*part\.pt \(.*make room"):
+        fit.run()
+    assert [path.name for path in tmp_path.iterdir()] == ["part.pt"]
+    assert _fit(tmp_path).step == 2
 
 
 def test_schedule_warms_up_and_decays():

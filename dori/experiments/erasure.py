@@ -106,37 +106,42 @@ def work(table: pd.DataFrame) -> pd.DataFrame:
     """The search of ten times the steps: after how many half of the images have returned, and the twin's.
 
     A row per defence: images, returned, half returned after (steps; "> 500" where fewer had), p against the
-    twin (log-rank; NaN without one).
+    twin (log-rank; "–" for the twin itself and without one).
     """
     part = table[table["attacker"] == LONG]
-    times = {name: first_success(rows) for name, rows in part.groupby("defence", sort=False)}
-    last = part["steps"].max() if len(part) else 0
-    rows = []
-    for name, found in times.items():
-        half = half_returned(found)
-        p = same_work(found, times[TWIN]) if TWIN in times and name != TWIN else np.nan
-        rows.append(
-            (
-                name,
-                len(found),
-                int(found["returned"].sum()),
-                f"{half:g}" if np.isfinite(half) else f"> {last}",
-                p,
-            )
-        )
-    columns = ["defence", "images", "returned", "half returned after", "p against the twin"]
-    return pd.DataFrame(rows, columns=columns).set_index("defence")
+    last, p_values, rows = part["steps"].max() if len(part) else 0, against_twin(table), {}
+    for name, found in _times(table).items():
+        half, p = half_returned(found), p_values.get(name)
+        rows[name] = {
+            "images": len(found),
+            "returned": int(found["returned"].sum()),
+            "half returned after": f"{half:g}" if np.isfinite(half) else f"> {last}",
+            "p against the twin": "–" if p is None else f"{p:.2g}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("defence")
+
+
+def against_twin(table: pd.DataFrame) -> dict[str, float]:
+    """By defence: p of "the twin takes the same work"; empty without a twin."""
+    times = _times(table)
+    twin = times.pop(TWIN, None)
+    return {} if twin is None else {name: same_work(found, twin) for name, found in times.items()}
 
 
 def told_apart(table: pd.DataFrame) -> tuple[Estimate, dict[float, float]]:
     """p of "the twin takes the same work" for adversarial fine-tuning; and, by the share of images that would
     return, how likely a test with as many images would notice."""
-    found = work(table)
-    if AFT not in found.index:
+    p = against_twin(table).get(AFT)
+    if p is None:
         return Estimate(np.nan, np.nan, np.nan, 0), {}
-    n = int(found.loc[AFT, "images"])
-    p = float(found.loc[AFT, "p against the twin"])
+    n = len(_times(table)[AFT])
     return Estimate(p, np.nan, np.nan, n), {share: power(n, share) for share in (0.25, 0.5, 0.75, 1.0)}
+
+
+def _times(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """`survival.first_success` of the long search, by defence."""
+    part = table[table["attacker"] == LONG]
+    return {name: first_success(rows) for name, rows in part.groupby("defence", sort=False)}
 
 
 def utility(study: Study, some: Sequence[Defence]) -> pd.DataFrame:
@@ -154,7 +159,9 @@ def utility_shown(table: pd.DataFrame) -> pd.DataFrame:
     """`utility` for reading, each measure with its interval."""
     shown = cuts.utility_shown(table)
     return (
-        shown.assign(**{"held-out loss": table["heldout_loss"].to_numpy().round(4)}) if len(table) else shown
+        shown.assign(**{"held-out loss": [f"{v:.4f}" if v == v else "–" for v in table["heldout_loss"]]})
+        if len(table)
+        else shown
     )
 
 

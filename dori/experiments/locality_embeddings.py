@@ -65,9 +65,13 @@ def spreads(memories: Sequence[Memory]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("set")
 
 
-def spread_ratio(memories: Sequence[Memory], init: str = "random") -> Estimate:
-    """Median L2 of two triggers of one image over that of two regular prompts."""
-    groups = [locality.pairwise(ends(m.triggers(init))) for m in memories if len(m.triggers(init)) > 1]
+def spread_ratio(memories: Sequence[Memory], init: str = "random", *, at_start: bool = False) -> Estimate:
+    """Median L2 of two triggers of one image over that of two regular prompts.
+
+    `at_start`: of the starts that they were found from.
+    """
+    found = [f for f in (m.triggers(init) for m in memories) if len(f) > 1]
+    groups = [locality.pairwise((starts if at_start else ends)(f)) for f in found]
     study = memories[0].study
     if not groups or len(study.regular) < 2:
         return Estimate(np.nan, np.nan, np.nan, 0)

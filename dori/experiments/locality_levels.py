@@ -40,6 +40,7 @@ LEVELS = (
     "transfer (Wanda)",
     "one block at a time",
 )
+LEAST = 0.2  # of the rules: by how much planted memories have to be more local than ordinary ones
 NAMES = ("embeddings", "activations", "nemo", "wanda", "transfer", "blocks")  # of the levels in headlines
 
 
@@ -99,18 +100,23 @@ def gap_table(found: dict[str, Estimate]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def sighted(found: dict[str, Estimate], least: float = 0.2) -> str:
-    """Which levels tell a planted memory from an ordinary one, as a sentence.
+def tells(gap: Estimate) -> bool:
+    """Whether a level tells planted memories from ordinary ones.
 
     By the rule of expected.yml, which looks at the value alone, and an interval above 0, if there is one.
     """
+    return gap.value >= LEAST and not gap.low <= 0
+
+
+def sighted(found: dict[str, Estimate]) -> str:
+    """Which levels tell a planted memory from an ordinary one (`tells`), as a sentence."""
     known = {level: f for level, f in zip(LEVELS, found.values(), strict=True) if not np.isnan(f.value)}
     if not known:
         return "Without planted memories it cannot be said which levels are blind."
-    tells = [level for level, f in known.items() if f.value >= least and not f.low <= 0]
-    blind = [level for level in known if level not in tells]
+    good = [level for level, f in known.items() if tells(f)]
+    blind = [level for level in known if level not in good]
     parts = [f"**{words}**: {', '.join(some) if some else 'none'}" for words, some in
-             (("Levels that tell the two apart", tells), ("blind levels", blind))]  # fmt: skip
+             (("Levels that tell the two apart", good), ("blind levels", blind))]  # fmt: skip
     return "; ".join(parts) + "."
 
 
@@ -120,18 +126,26 @@ def indices_reported(table: pd.DataFrame) -> dict[str, Estimate]:
 
 
 def conclusion(table: pd.DataFrame) -> str:
-    """What to take away, in Markdown: a line for each level."""
+    """What to take away, in Markdown: a sentence for each level."""
     lines = ["**What to take away**", ""]
     for level in LEVELS:
-        words = f"- {level}: index of ordinary memories {_words(index(table, level))}"
-        if PLANTED in set(table["memory"]):
-            words += f"; of planted ones {_words(index(table, level, PLANTED))}"
-        lines.append(words + ".")
+        usual, planted = index(table, level), index(table, level, PLANTED)
+        if np.isnan(usual.value):
+            words = "not defined for the memories of this run."
+        elif np.isnan(planted.value):
+            words = f"index {bounds(usual)}. Whether it would notice a memory in one block is not known."
+        elif tells(gap(table, level)):
+            words = (
+                f"tells a memory in one block ({bounds(planted)}) from ordinary ones ({bounds(usual)}), so "
+                "the ordinary ones are less local than that."
+            )
+        else:
+            words = (
+                f"blind. Memories in one block have {bounds(planted)}, ordinary ones {bounds(usual)}, so "
+                "it says nothing of where the ordinary ones are."
+            )
+        lines.append(f"- **{level}**: {words}")
     return "\n".join(lines)
-
-
-def _words(figure: Estimate) -> str:
-    return "not defined" if np.isnan(figure.value) else bounds(figure)
 
 
 def _values(table: pd.DataFrame, level: str, memory: str) -> np.ndarray:

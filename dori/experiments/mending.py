@@ -5,13 +5,17 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from dori import parallel
 from dori.benchmark import Benchmark
 from dori.drawing import decided_by, descriptor_key, digest
+from dori.errors import DoriError
 from dori.experiments import curing, erasing
 from dori.experiments.modelfiles import COMMAND, provenance, put, workplace, write_model
 from dori.experiments.options import chosen
 from dori.experiments.runfiles import left_out
+from dori.loading import resolve_dtype
 from dori.store import content_key
 from dori.study import Study
 
@@ -19,6 +23,15 @@ from dori.study import Study
 def find_training(method: str, given: Mapping[str, object]) -> curing.Settings:
     """A defence's settings from options; those not given are the published ones. DoriError."""
     return chosen(method, curing.PUBLISHED, given)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise DoriError for half precision: a step of training is smaller than what it rounds to."""
+    if resolve_dtype(dtype) != torch.float32:
+        raise DoriError(
+            f"--dtype {dtype}: a training keeps its weights in float32; where memory is short, take "
+            "--set checkpointing=true, or --set autocast=true for bfloat16 arithmetic"
+        )
 
 
 def mend(study: Study, prompts: Benchmark, method: str, settings: curing.Settings, out: Path) -> dict:

@@ -86,7 +86,7 @@ def _pooled_norms(study: Study, prompts: Sequence[str], setting: Wanda) -> dict[
     decides |= {"guidance_scale": own.guidance_scale, "of_steps": own.num_inference_steps}
     del decides["sparsity"], decides["reference"]  # matters of the masks
     keys = {prompt: {**decides, "prompt": prompt} for prompt in prompts}
-    missing = [p for p in parallel.mine(list(keys)) if study.store.find("norms", keys[p]) is None]
+    missing = parallel.missing(list(keys), lambda p: study.store.find("norms", keys[p]) is not None)
     size, squares = rows_at_once(study), {}
     with progress(len(missing), "Wanda") as bar:
         for part in (missing[k : k + size] for k in range(0, len(missing), size)):

@@ -1,17 +1,21 @@
 """A mitigated model's directory (contract 3): a plain diffusers pipeline, and beside it how it was made."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from dori import parallel
 from dori.errors import DoriError
 from dori.loading import bundled_path
-from dori.store import write_json
+from dori.store import write_json, writing
 from dori.study import Study
 
-COMMAND = "mitigate"
+COMMAND, LOCK = "mitigate", "lock"
 
 
 def check_target(out: Path, model: str) -> None:
@@ -31,12 +35,38 @@ def workplace(out: Path) -> Path:
     return out.with_name(f".{out.name}.dori")  # a name that nobody else gives, as it is removed
 
 
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep the workplace for one command, its processes together, and remove it if nothing was kept in it.
+
+    Raises DoriError if another command is at it: two would train over each other's checkpoints.
+    """
+    if not parallel.first():
+        yield
+        return
+    place = workplace(out)
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(place / LOCK, timeout=0).acquire()
+    except Timeout:
+        raise DoriError(
+            f"another `dori {COMMAND}` is making '{out}'; wait for it, or give another --out"
+        ) from None
+    with lock:
+        try:
+            yield
+        finally:
+            if [path.name for path in place.glob("*")] == [LOCK]:
+                shutil.rmtree(place, ignore_errors=True)
+
+
 def write_model(study: Study, path: Path, name: str, about: Mapping[str, object]) -> None:
     """Save the study's pipeline as it is now under a name; dori.json and provenance.json, with `about`,
     beside it."""
     model = study.model
     shutil.rmtree(path, ignore_errors=True)
-    model.pipe.save_pretrained(path, safe_serialization=True)
+    with writing(path):
+        model.pipe.save_pretrained(path, safe_serialization=True)
     write_json(path / "dori.json", {**dataclasses.asdict(model.defaults), "name": name})
     write_json(path / "provenance.json", study.store.provenance(device=str(model.device), **about))
     for file in path.rglob("*.safetensors"):

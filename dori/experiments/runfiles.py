@@ -20,6 +20,7 @@ def about(study: Study, prompts: Benchmark, sampling: Sampling, *, command: str)
         "command": command,
         "model": study.model.name,
         "model_fingerprint": study.model.fingerprint,
+        "dtype": str(study.model.dtype).removeprefix("torch."),
         "benchmark": str(prompts.path),
         "descriptor": study.descriptor.name,
         "threshold": study.descriptor.threshold,

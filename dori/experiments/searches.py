@@ -217,7 +217,7 @@ def _run(
     search: Callable[[Sequence[Job]], None],
 ) -> Searched:
     """Search for what the run directory lacks, a batch at a time; leave out what came to nothing."""
-    todo, size = [job for job in parallel.mine(jobs) if stored(job) is None], at_once(study)
+    todo, size = parallel.missing(jobs, lambda job: stored(job) is not None), at_once(study)
     with progress(len(todo), "attack") as bar:
         for part in (todo[k : k + size] for k in range(0, len(todo), size)):
             search(part)

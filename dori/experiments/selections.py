@@ -51,8 +51,8 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
     decides = selection_key(study, setting)
     others = dict(zip(prompts.ids, reference_prompts(study, prompts, setting), strict=True))
     keys = {i: {**decides, "prompt": prompts.table.loc[i, "prompt"], "against": others[i]} for i in others}
-    own, size = parallel.mine(list(others)), at_once(study)
-    todo = [i for i in own if study.store.find("units", keys[i]) is None]
+    todo = parallel.missing(list(others), lambda i: study.store.find("units", keys[i]) is not None)
+    size = at_once(study)
     for part in (todo[k : k + size] for k in range(0, len(todo), size)):
         embeds = study.model.encode_prompts(prompts.prompts(part))
         found = select_units(study, embeds, [others[i] for i in part], setting)

@@ -39,7 +39,7 @@ class ClipScorer:
 
             source = TESTBED / "clip"
         try:
-            model = CLIPModel.from_pretrained(str(source), dtype=torch.float32)
+            model = CLIPModel.from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
             tokenizer = CLIPTokenizer.from_pretrained(str(source))
         except Exception as error:  # transformers and the Hub client raise many kinds
             raise DoriError(f"CLIP '{source}' cannot be loaded ({first_line(error, 160)})") from None

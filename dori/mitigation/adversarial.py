@@ -29,6 +29,7 @@ from dori.mitigation.targets import (
     together,
 )
 from dori.model import TextToImageModel
+from dori.store import atomic, writing
 from dori.training import Fit, Loss, Schedule, step_rng
 
 PART = "adversarial"
@@ -238,9 +239,8 @@ def save_epoch(unet: nn.Module, stem: Path, epoch: int) -> None:
     if not parallel.first():
         return
     path = stem.with_name(f"{stem.name}-epoch-{epoch}.safetensors")
-    partial = path.with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in unet.state_dict().items()}, partial)
-    partial.replace(path)
+    with writing(path), atomic(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in unet.state_dict().items()}, temporary)
 
 
 def _keeping_epochs(loss: Loss, unet: nn.Module, length: int, stem: Path) -> Loss:

@@ -23,7 +23,8 @@
 #
 # Write between the `YOUR CODE HERE` lines and delete the `raise`. The cells with assertions check a part of your work while you go;
 # the same cells have further, hidden tests when your work is graded. Keep the names of the functions. *Kernel, Restart and Run All*
-# must pass before you hand in. Needed: the chapter *Replication* of the book, and `dori` installed (`pip install -e '.[classroom]'`).
+# must pass before you hand in. Needed: the chapter *Replication: a model that returns its training
+# images* of the book, and `dori` installed (`pip install -e '.[classroom]'`).
 
 # %% nbgrader={"grade": false, "grade_id": "parameters", "locked": true, "schema_version": 3, "solution": false, "task": false} tags=["parameters"]
 seed = 0

@@ -22,7 +22,8 @@
 # \alpha_t = \sqrt{\bar\alpha_t},\ \sigma_t = \sqrt{1 - \bar\alpha_t} .$$
 #
 # You write it, from $x_t$ up to the search. Write between the `YOUR CODE HERE` lines and delete the `raise`; keep the names of the
-# functions. The same cells have further, hidden tests when your work is graded. Needed: the chapter *Pruning fragility* of the book.
+# functions. The same cells have further, hidden tests when your work is graded. Needed: the chapter *Pruning: is a silenced
+# image gone?* of the book.
 
 # %% nbgrader={"grade": false, "grade_id": "parameters", "locked": true, "schema_version": 3, "solution": false, "task": false} tags=["parameters"]
 seed = 0
@@ -202,7 +203,8 @@ assert not torch.allclose(other, y, atol=1e-4), "another seed, other draws"
 #
 # `units` are what Wanda switches off for the prompt. Inside `with units.applied(model.unet):` the model is the pruned one. Search there,
 # from the prompt, with `room.size.search.steps[-1]` steps and `room.size.search.batch` draws, and call the embedding that you find `trigger`,
-# (1, T, D).
+# (1, T, D). The loss on fresh noise has to fall. Whether that is enough to bring the image back, the copy score says; so short a search need
+# not succeed with every image.
 
 # %% nbgrader={"grade": false, "grade_id": "trigger", "locked": false, "schema_version": 3, "solution": true, "task": false}
 units = room.pruned(prompts)[prompts.ids[0]]
@@ -216,13 +218,17 @@ off = {prompts.ids[0]: units}
 silenced = room.scores(prompts, units=off)["score"].max()
 revived = room.scores(prompts, units=off, embeds={prompts.ids[0]: trigger[0]})["score"].max()
 print(f"best copy score, pruned: {silenced:.2f} with the prompt, {revived:.2f} with the trigger")
-assert revived > silenced
-### BEGIN HIDDEN TESTS
 from dori.attack import denoising_losses
 
 fresh, when = room.draws(x0, batch=32, seed=1)
 with torch.no_grad(), units.applied(model.unet):
     old, new = (float(denoising_losses(model, x0, e, fresh, when).mean()) for e in (own, trigger))
+print(f"loss of the pruned model on fresh noise: {old:.3f} with the prompt, {new:.3f} with the trigger")
 assert new < old, "on fresh noise the pruned model denoises the image better with the trigger"
+### BEGIN HIDDEN TESTS
+fresh, when = room.draws(x0, batch=32, seed=2)
+with torch.no_grad(), units.applied(model.unet):
+    old, new = (float(denoising_losses(model, x0, e, fresh, when).mean()) for e in (own, trigger))
+assert new < old, "with other noise it does not"
 assert room.weights == before
 ### END HIDDEN TESTS

@@ -20,7 +20,8 @@
 # searches you have seen? And is the model still good for anything else?
 #
 # Write between the `YOUR CODE HERE` lines and delete the `raise`; keep the names. The same cells have further, hidden tests when your work
-# is graded; there the attacker has another seed. Needed: the chapter *Pruning fragility* of the book, assignments 2 and 3.
+# is graded; there the attacker has another seed. Needed: the chapters *Pruning: is a silenced image gone?* and *Training
+# against the search* of the book, assignments 2 and 3.
 
 # %% nbgrader={"grade": false, "grade_id": "parameters", "locked": true, "schema_version": 3, "solution": false, "task": false} tags=["parameters"]
 seed = 0

@@ -4,7 +4,9 @@ stage    py:percent sources to notebooks with fixed cell ids, pages to the Sphin
 execute  papermill runs, one per chapter whose sources changed; stops at the first error
 claims   data/expected.yml against the measured figures
 commands reference of the command line
+findings what was found, statement by statement, for the landing page
 landing  the landing page: index.md with an interactive figure of an executed chapter
+measured where the measurements came from
 pages    the generated pages: claims table, status and provenance
 parameters  tables from the parameters cells
 reference   pages of the Python reference

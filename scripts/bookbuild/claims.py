@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bookbuild.results import Figures
-from dori.claims import OPERATORS, PRESET_ORDER, Claim, judge, load_claims
+from dori.claims import PRESET_ORDER, Claim, crosses, judge, load_claims
 
 STATUSES = ("replicates", "does not replicate", "not measured")
 PRESETS = PRESET_ORDER
@@ -33,10 +33,7 @@ def decide(claim: Claim, figures: Figures) -> Verdict:
     """Judge one claim by the figure its rule asks for, and see whether the interval settles it."""
     measured = {chapter_number(chapter): named for chapter, named in figures.items()}
     figure = measured.get(chapter_number(claim.chapter), {}).get(claim.metric)
-    bounds = [figure[bound] for bound in ("low", "high") if figure.get(bound) is not None] if figure else []
-    outcomes = {OPERATORS[claim.op](bound, claim.value) for bound in bounds}
-    status = judge(claim, figure)
-    return Verdict(claim, status, figure, status != STATUSES[-1] and len(outcomes) > 1)
+    return Verdict(claim, judge(claim, figure), figure, crosses(claim, figure))
 
 
 def unmeasured(verdicts: list[Verdict], figures: Figures) -> list[str]:

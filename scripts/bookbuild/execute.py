@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -24,8 +25,6 @@ from bookbuild.layout import BuildError, Layout
 from bookbuild.results import read_headlines
 from bookbuild.stage import prepare_chapter
 
-# Read by the build and the tests alone: a change there changes no output of a chapter.
-NOT_READ_BY_CHAPTERS = {"expected.yml"}
 INJECTED = "injected-parameters"
 SAME = 0.05  # a measurement made again agrees with the shipped one if no number differs by more (store)
 ENOUGH = 0.9  # share of them that has to
@@ -44,7 +43,7 @@ def hash_files(root: Path, paths: Iterable[Path], extra: str = "") -> str:
 def shared_inputs(layout: Layout) -> list[Path]:
     """Files every chapter may depend on: the package and the data."""
     code = (layout.root / "dori").rglob("*.py")
-    data = (p for p in layout.data.rglob("*") if p.is_file() and p.name not in NOT_READ_BY_CHAPTERS)
+    data = (p for p in layout.data.rglob("*") if p.is_file())
     return [*code, *data]
 
 
@@ -109,9 +108,10 @@ def run_notebook(layout: Layout, prepared: Path, parameters: Mapping[str, Any]) 
             config=KERNEL,
         )
     except papermill.PapermillExecutionError as error:
-        if error.ename == "DoriError":  # written for people: its one line says it all
-            raise BuildError(f"{prepared.stem}: {error.evalue}") from error
-        raise BuildError(f"{prepared.stem}: {error}\nThe notebook up to there: {unfinished}") from error
+        told = str(error)
+        if error.ename == "DoriError":  # written for people: its one line says it all, without a traceback
+            told = f"{error.evalue}\nCell [{error.exec_count}]:\n{textwrap.indent(error.source, '    ')}"
+        raise BuildError(f"{prepared.stem}: {told}\nThe notebook up to there: {unfinished}") from error
     unfinished.unlink()
     return tidy(notebook)
 

@@ -12,9 +12,9 @@ from typing import Any
 from bookbuild.claims import STATUSES, Verdict, chapter_number
 from bookbuild.layout import Layout
 from bookbuild.results import Figures, show, show_number
-from dori.claims import Claim
+from dori.claims import CROSSES, Claim, verdict_words
 
-MARKS = {status: f"{mark} {status}" for status, mark in zip(STATUSES, "✓✗–", strict=True)}
+MARKS = dict(zip(STATUSES, "✓✗–", strict=True))
 SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
 SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
     "seeds": "images per prompt",
@@ -65,15 +65,29 @@ def cell_link(chapter: str, figure: Mapping[str, Any]) -> str:
 
 
 def verdicts_part(verdicts: list[Verdict], titles: Mapping[str, str]) -> str:
-    """One sentence that counts the verdicts, and a row for each chapter; `titles` by the chapter's name."""
+    """Two sentences that count the verdicts, and a row for each chapter; `titles` by the chapter's name."""
     pages = {chapter_number(name): name for name in titles}
     rows = []
     for number in dict.fromkeys(chapter_number(v.claim.chapter) for v in verdicts):
-        own = [v.status for v in verdicts if chapter_number(v.claim.chapter) == number]
+        own = [v for v in verdicts if chapter_number(v.claim.chapter) == number]
         page = pages.get(number)
         title = f"[{titles[page]}](notebooks/{page}.ipynb)" if page else f"{number} (not in this book yet)"
-        rows.append([title, *(own.count(status) or "–" for status in STATUSES)])
-    return f"{claims_summary(verdicts)}\n\n{table(('Chapter', *MARKS.values()), rows)}"
+        rows.append([title, *(marks_counted(some) for some in apart(own))])
+    header = ("Chapter", "Claims of the paper", "Our own checks")
+    return f"{claims_summary(verdicts)}\n\n{table(header, rows)}"
+
+
+def apart(verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[Verdict]]:
+    """Verdicts on what the paper says, and on the conditions and controls that this study adds."""
+    verdicts = list(verdicts)
+    return [v for v in verdicts if v.claim.of_paper], [v for v in verdicts if not v.claim.of_paper]
+
+
+def marks_counted(verdicts: Iterable[Verdict]) -> str:
+    """`5 ✓, 1 ✗`: how often each verdict was given."""
+    given = [v.status for v in verdicts]
+    counted = [f"{given.count(s)} {MARKS[s]}" for s in STATUSES if s in given]
+    return ", ".join(counted) or "none"
 
 
 def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
@@ -100,29 +114,39 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
 
 
 def paper_says(claim: Claim) -> str:
-    """The paper's figure with its source; `own` marks a condition the study rests on."""
+    """The paper's figure with its source; `own` marks what this study adds."""
     if claim.paper_value is not None:
         return f"{show_number(claim.paper_value)} ({claim.paper_source})"
-    return "– (a condition of ours)" if claim.paper_source == "own" else claim.paper_source
+    if claim.paper_source.startswith("own"):
+        return f"– (ours{claim.paper_source[3:]})"
+    return claim.paper_source
 
 
 def verdict_says(verdict: Verdict) -> str:
     """The verdict with what limits it."""
-    text = MARKS[verdict.status]
+    text = f"{MARKS[verdict.status]} {verdict_words(verdict.claim, verdict.status)}"
     if verdict.open_interval:
-        return text + "; the interval crosses the rule"
+        return f"{text}; {CROSSES}"
     if verdict.status == "not measured" and verdict.figure:
         return text + f" at preset {verdict.claim.preset}"
     return text
 
 
 def claims_summary(verdicts: list[Verdict]) -> str:
-    """One sentence that counts the verdicts."""
-    counts = {status: sum(v.status == status for v in verdicts) for status in MARKS}
-    return (
-        f"Of {len(verdicts)} claims with a rule, {counts['replicates']} replicate in this build, "
-        f"{counts['does not replicate']} do not, and {counts['not measured']} were not measured."
-    )
+    """Two sentences that count the verdicts: the paper's claims, and what this study adds to them."""
+    names = ("The paper's claims with a rule", "Our own checks, conditions and controls")
+    counted = zip(names, apart(verdicts), strict=True)
+    return " ".join(f"{name}: {len(some)}, {verdicts_counted(some)}." for name, some in counted)
+
+
+def verdicts_counted(verdicts: Iterable[Verdict]) -> str:
+    """`of which 5 hold in this build, 1 does not, 1 was not measured`."""
+    given = [v.status for v in verdicts]
+    holds, fails, unknown = (given.count(status) for status in STATUSES)
+    hold = "holds" if holds == 1 else "hold"
+    do = "does" if fails == 1 else "do"
+    were = "was" if unknown == 1 else "were"
+    return f"of which {holds} {hold} in this build, {fails} {do} not, {unknown} {were} not measured"
 
 
 def figures_part(figures: Figures) -> str:
@@ -227,19 +251,6 @@ def provenance_part(records: list[Mapping[str, Any]], commit: str) -> str:
     total = sum(r["seconds"] for r in records) / 60
     machine = table(("This build", ""), machine_rows(commit))
     return f"{runs}\nAll chapters together: {total:.1f} minutes.\n\n{machine}"
-
-
-def measurements_part(records: list[Mapping[str, Any]]) -> str:
-    """Where the measurements of each chapter came from, and how those made again compare."""
-    header = ("Chapter", "Shipped", "Made in this build", "Made again", "of them alike", "Largest difference")
-    counts = [(r["chapter"], r["measured"]) for r in records if r.get("measured")]
-    return table(
-        header,
-        (
-            [chapter_link(c), m["shipped"], m["new"], m["again"], m["agree"], f"{m['largest']:.2g}"]
-            for c, m in counts
-        ),
-    )
 
 
 def machine_rows(commit: str) -> list[tuple[str, str]]:

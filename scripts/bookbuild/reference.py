@@ -20,10 +20,11 @@ GROUPS = {  # page -> title and modules; a package stands for its modules, too
     "measures": ("Measures", ("detection", "metrics", "locality")),
     "experiments": ("Experiments of the chapters", ("experiments",)),
     "figures": ("Figures", ("plots", "widgets")),
+    "testbed": ("Testbed", ("testbed",)),
     "classroom": ("Classroom", ("classroom",)),
 }
 REST = ("rest", "What they stand on")  # page and title of every module that no group names
-ELSEWHERE = {"testbed", "cli", "__main__"}  # have pages of another kind, or nothing to call
+ELSEWHERE = {"cli", "__main__"}  # has a page of another kind; has nothing to call
 FACADES = {"dori.plots"}  # packages whose modules are reached through them alone
 INTRODUCTION = """\
 What the chapters call, from the docstrings: shapes, units, errors and sources stand there. Start with

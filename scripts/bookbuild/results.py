@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bookbuild.layout import BuildError, Layout
+from dori.claims import show_number
 
 FIELDS = ("value", "low", "high", "n", "preset", "model", "commit", "cell")  # cell: its number in the chapter
 Figures = dict[str, dict[str, dict[str, Any]]]  # chapter -> name -> figure
@@ -36,17 +37,6 @@ def write(layout: Layout, figures: Figures) -> None:
     """Write `_build/results.json`."""
     text = json.dumps(figures, indent=2, sort_keys=True, ensure_ascii=False)
     layout.results.write_text(text + "\n", encoding="utf-8")
-
-
-def show_number(value: float | int | bool | str | None) -> str:
-    """A figure for a table: three significant digits are what the sample sizes here carry."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, int) or float(value).is_integer():
-        return str(int(value)) if abs(value) >= 2 else f"{value:.2f}"
-    return f"{value:.2f}" if 0.005 <= abs(value) < 100 else f"{value:.3g}"
 
 
 def show(figure: Mapping[str, Any]) -> str:

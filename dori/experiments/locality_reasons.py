@@ -1,0 +1,135 @@
+"""Chapter 3: where its verdicts disagree, with the paper or with the planted memories, and what may be why.
+
+Explanations and no tests: sentences about figures that the chapter has, and only as far as these allow them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dori.claims import holds, judge, load_claims, show_number
+from dori.experiments.locality_embeddings import bounds, spread_ratio
+from dori.experiments.locality_levels import LEAST, LEVELS, index, tells
+from dori.experiments.locality_transfer import OTHER, SAME
+from dori.experiments.locality_transfer import rates as transfer_rates
+from dori.experiments.locality_weights import NOISE
+from dori.experiments.memories import ORDINARY, Memory
+from dori.locality.weights import ALL
+from dori.metrics.intervals import Estimate
+
+ADDED = LEVELS[-1]  # written down after the first two had been found blind
+
+
+def reasons(
+    ordinary: Sequence[Memory],
+    table: pd.DataFrame,
+    gaps: Mapping[str, Estimate],
+    *,
+    gone: Estimate,
+    agreed: pd.DataFrame,
+    moved: pd.DataFrame,
+    figures: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """All of them, in Markdown. From `locality_levels.per_image` and `gaps`, `locality_embeddings.way_gone`,
+    `locality_weights.all_agreements`, `locality_transfer.transfers` and the study's headlines."""
+    starts = spread_ratio(ordinary, at_start=True)
+    lines = [
+        against_paper(figures),
+        seen(gaps),
+        inherited(starts, spread_ratio(ordinary), gone),
+        thin_ceiling(table, agreed),
+        saturated(table, moved),
+    ]
+    return "\n".join(f"- {line}" for line in lines if line)
+
+
+def against_paper(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The paper's claims about this chapter that do not replicate, with the figure here."""
+    failed = [
+        f"“{claim.claim.rstrip('.')}” ({show_number(figures[claim.metric]['value'])}, rule "
+        f"{claim.op} {claim.value:g})"
+        for claim in load_claims()
+        if claim.chapter.startswith("03") and claim.of_paper
+        and judge(claim, figures.get(claim.metric)) == "does not replicate"
+    ]  # fmt: skip
+    if not failed:
+        return "**With the paper**: none of its claims that were measured in this chapter fails."
+    return "**With the paper**: by the rules these of its claims fail here: " + "; ".join(failed) + "."
+
+
+def seen(gaps: Mapping[str, Estimate]) -> str:
+    """Which levels tell planted memories from ordinary ones: the first, or only the added one?"""
+    known = zip(LEVELS, gaps.values(), strict=True)
+    found = {level: gap for level, gap in known if not np.isnan(gap.value)}
+    if not found:
+        return ""
+    good = [level for level, gap in found.items() if tells(gap)]
+    words = f"**With the planted memories**: {len(good)} of {len(found)} levels tell them from ordinary ones"
+    if good != [ADDED]:
+        return words + (f" ({', '.join(good)})." if good else ".")
+    return (
+        f"{words}, *{ADDED}*, which was added when others had been found blind. The levels that compare what "
+        "triggers have in common notice nothing; the one that takes something away does. A likely reason: "
+        "triggers share what they paint, wherever the memory is, and a free embedding differs in much that "
+        "no block needs."
+    )
+
+
+def inherited(starts: Estimate, ends: Estimate, gone: Estimate) -> str:
+    """Is the spread of the triggers that of their starts?"""
+    if any(np.isnan(e.value) for e in (starts, ends, gone)):
+        return ""
+    made = holds("spread_is_made", gone.value)
+    text = (
+        f"**Spread**: before any search two random starts lie {bounds(starts)} times as far apart as two "
+        f"regular prompts, after it two triggers {bounds(ends)} times. The way of a search is {bounds(gone)} "
+        "of the distance of two starts, so the rule that the search make the spread is "
+        f"{'met' if made else 'not met'}."
+    )
+    if made and starts.value >= 1:
+        text += (
+            " It is met too easily: the starts alone have the spread that the paper's rule asks for, and a "
+            "long way from a far start shows that the search moves, not that it spreads."
+        )
+    return text
+
+
+def thin_ceiling(table: pd.DataFrame, agreed: pd.DataFrame) -> str:
+    """What the index of weights divides by, and how far it swings over images."""
+    one = agreed[(agreed["layer"] == ALL) & (agreed["between"] == NOISE)]
+    pairs = one.groupby(["setting", "memory", "image"]).size()
+    values = table[table["level"].isin(["weights (NeMo)", "weights (Wanda)"])]["index"].dropna()
+    if pairs.empty or values.empty:
+        return ""
+    text = (
+        "**Weights**: the index divides by the distance of a ceiling from chance, and a ceiling is "
+        f"{pairs.max()} {'pair' if pairs.max() == 1 else 'pairs'} of sets for each image. Over images and "
+        f"methods it runs from {values.min():.2f} to {values.max():.2f}"
+    )
+    outside = values.min() < 0 or values.max() > 1
+    return text + (
+        ", beyond the ends that it should have: a mean of such numbers is loose." if outside else "."
+    )
+
+
+def saturated(table: pd.DataFrame, moved: pd.DataFrame) -> str:
+    """Does the transfer test have room to show that a memory is local?"""
+    usual = index(table, "transfer (Wanda)", ORDINARY)
+    if np.isnan(usual.value):
+        return ""
+    rates = transfer_rates(moved)
+    stopped = 1 - rates[rates["memory"] == ORDINARY][[SAME, OTHER]].mean()
+    if stopped.isna().any():  # of a single image, or of single triggers
+        return ""
+    text = (
+        f"**Transfer**: a cut made for one trigger stops {stopped[SAME]:.2f} of the others of its image, one "
+        f"made for another image {stopped[OTHER]:.2f} (ordinary memories, means over images)."
+    )
+    if 1 - usual.value < LEAST:
+        text += (
+            f" The index is {usual.value:.2f} for ordinary memories and cannot exceed 1, so planted ones "
+            f"cannot stand {LEAST:g} above them: such a cut is too coarse for this test."
+        )
+    return text
