@@ -49,6 +49,7 @@ SIZES = {
     "narrow": known.Part(UNet2DConditionModel, NARROW),
     "tiny": known.Part(UNet2DConditionModel, TINY | {"attention_head_dim": 2}),
 }
+MATRIX, MATRIX_SECONDS = {"cuda": 8192, "cpu": 2048}, 2  # side of the product timed, and for how long
 GOALS = {"utilisation": 0.45, "images_per_hour": 1000}  # on one GPU: 500 images in half an hour
 
 
@@ -132,10 +133,10 @@ def work_of_a_row(size: str) -> dict[str, float]:
 
 def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product, the median of several."""
-    n = 8192 if device.type == "cuda" else 2048
+    n = MATRIX.get(device.type, MATRIX["cpu"])
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
-    return 2 * n**3 / timer.blocked_autorange(min_run_time=2).median
+    return 2 * n**3 / timer.blocked_autorange(min_run_time=MATRIX_SECONDS).median
 
 
 def attacked(options: argparse.Namespace) -> dict:

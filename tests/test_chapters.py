@@ -1,9 +1,10 @@
-"""Background and chapters 2 to 4 run from first to last cell at smoke, on the testbed and a foreign model.
+"""Background and chapters 1 to 4 run from first to last cell at smoke, on the testbed and a foreign model.
 
 The cells run in this process: the same code as under papermill, without a kernel's start.
 """
 
 import ast
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import pytest
 from conftest import WORDS, write_benchmark
 from tqdm.auto import tqdm
 
+from dori import study
+from dori.attack import Attack
+from dori.benchmark import load_benchmark
 from dori.claims import load_claims
+from dori.experiments import foundations, unprompted
 
 jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-BACKGROUND = NOTEBOOKS / "00_background.py"
+BACKGROUND, REPLICATION = NOTEBOOKS / "00_background.py", NOTEBOOKS / "01_replication.py"
 CHAPTER, LOCALITY = NOTEBOOKS / "02_pruning_fragility.py", NOTEBOOKS / "03_non_locality.py"
 TRAINING = NOTEBOOKS / "04_adversarial_finetuning.py"
 
@@ -47,7 +52,22 @@ def benchmark(folder: Path, kinds: list[str]) -> Path:
     return write_benchmark(folder, rows)
 
 
-@pytest.mark.parametrize("chapter", [CHAPTER, LOCALITY, TRAINING], ids=lambda path: path.stem)
+@pytest.fixture
+def brief(monkeypatch):
+    """The preset smoke with fewer steps and regular prompts, and less of what no preset makes smaller."""
+    small = dataclasses.replace(study.PRESETS["smoke"], steps=2, step_counts=(1, 2), detection_regular=4)
+    monkeypatch.setitem(study.PRESETS, "smoke", small)
+    monkeypatch.setattr(
+        study, "load_benchmark", lambda path: load_benchmark(path).head(32 if path == "regular" else None)
+    )
+    few = functools.partial(unprompted.unprompted_table, count=2)
+    monkeypatch.setattr(unprompted, "unprompted_table", few)
+    short = functools.partial(foundations.attack_controls, plan=Attack("prompt", steps=(1,)))
+    monkeypatch.setattr(foundations, "attack_controls", short)
+
+
+@pytest.mark.parametrize("chapter", [REPLICATION, CHAPTER, LOCALITY, TRAINING], ids=lambda path: path.stem)
+@pytest.mark.usefixtures("brief")
 def test_the_chapter_notes_every_figure_its_claims_ask_for(chapter, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("dori.training.tqdm", functools.partial(tqdm, disable=True))  # as in a build
     names, prose = run(chapter, run_dir=str(tmp_path / "run"))
