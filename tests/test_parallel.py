@@ -87,6 +87,7 @@ def test_two_processes_attack_as_one_and_go_on_after_a_kill(tiny_dir, benchmark_
     one, two = (json.loads((run / "summary.json").read_text()) for run in (alone, both))
     assert one["by_kind"].keys() == two["by_kind"].keys()
     assert one["n"] == two["n"]
+    assert json.loads((both / "provenance.json").read_text())["processes"] == 2
 
 
 def test_two_processes_train_as_one(tiny_dir, training_csv, tmp_path):
