@@ -15,7 +15,14 @@ from rich.table import Table
 
 from dori.classroom.cli import app as classroom
 from dori.errors import DoriError
-from dori.terminal import attack_table, evaluation_table, trained_table, units_table, warnings_as_lines
+from dori.terminal import (
+    attack_table,
+    evaluation_table,
+    locality_table,
+    trained_table,
+    units_table,
+    warnings_as_lines,
+)
 
 if TYPE_CHECKING:  # torch and diffusers load with the first command that needs them
     from dori.study import Study
@@ -192,6 +199,47 @@ def attack(
     study = pruned(study, units) if units else study
     summary = run(study, picked, plan, study.sampling(seeds=seeds))
     _report(study, summary, attack_table(summary))
+
+
+@app.command()
+def locality(
+    out: RunOption,
+    model: ModelOption = "testbed",
+    benchmark: BenchmarkOption = "testbed",
+    *,
+    starts: Annotated[
+        int | None,
+        typer.Option(min=1, help="searches from random numbers, and from prompts", show_default="preset"),
+    ] = None,
+    regular: RegularOption = None,
+    item: IdOption = None,
+    preset: PresetOption = "paper",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    descriptor: DescriptorOption = "bundled",
+    seed: SeedOption = 0,
+) -> None:
+    """Search for many triggers of each image, and say how much they have in common at every level."""
+    from dori.experiments.locality_run import locate
+    from dori.experiments.options import pick_prompts, study_of
+    from dori.experiments.runfiles import claim
+
+    kinds = ["verbatim", "template"]
+    prompts, picked = pick_prompts(benchmark, preset, kinds=kinds, ids=item, attacked=True)
+    claim(out, "locality")
+    study = study_of(
+        prompts,
+        regular,
+        model=model,
+        preset=preset,
+        device=device,
+        dtype=dtype,
+        descriptor=descriptor,
+        seed=seed,
+        run_dir=out,
+    )
+    summary = locate(study, picked, starts)
+    _report(study, summary, locality_table(summary))
 
 
 @app.command()

@@ -4,9 +4,10 @@ Started by itself a program is one process of one, and everything here is free. 
 directory: each does its share of the items, all wait, and then each finds what the others wrote.
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -31,14 +32,31 @@ def _state() -> PartialState | None:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
+_alone = [False]  # whether this process is in a block of `apart`
+
+
+def _group() -> PartialState | None:
+    return None if _alone[0] else _state()
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Inside, this process is one of one: for its own share of items whose parts are shared elsewhere."""
+    before, _alone[0] = _alone[0], True
+    try:
+        yield
+    finally:
+        _alone[0] = before
+
+
 def count() -> int:
     """Processes in all."""
-    return _state().num_processes if _state() else 1
+    return _group().num_processes if _group() else 1
 
 
 def number() -> int:
     """This one's number, from 0."""
-    return _state().process_index if _state() else 0
+    return _group().process_index if _group() else 0
 
 
 def first() -> bool:
@@ -67,28 +85,28 @@ def missing(items: Sequence[Item], there: Callable[[Item], bool]) -> list[Item]:
 
 def wait() -> None:
     """Until all processes have come here."""
-    if _state():
-        _state().wait_for_everyone()
+    if _group():
+        _group().wait_for_everyone()
 
 
 def gathered(items: Iterable[Item]) -> list[Item]:
     """What all processes hold, in the order of their numbers. Items are pickled: keep tensors on the CPU."""
-    return gather_object(list(items)) if _state() else list(items)
+    return gather_object(list(items)) if _group() else list(items)
 
 
 def _from_first(items: list[Item]) -> list[Item]:
     """The first process's list, on all."""
-    return broadcast_object_list([items])[0] if _state() else items
+    return broadcast_object_list([items])[0] if _group() else items
 
 
 def summed(values: Tensor) -> Tensor:
     """Sum of a tensor over all processes."""
-    return reduce(values.detach().clone(), "sum") if _state() else values
+    return reduce(values.detach().clone(), "sum") if _group() else values
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Put the sum of all processes' gradients in the place of each one's own."""
-    if _state():
+    if _group():
         with_gradient = [p for p in parameters if p.grad is not None]
         flat = summed(torch.cat([p.grad.flatten() for p in with_gradient]))
         for p, part in zip(with_gradient, flat.split([p.numel() for p in with_gradient]), strict=True):

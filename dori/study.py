@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dori import parallel
 from dori.archive import open_archive
 from dori.benchmark import Benchmark, load_benchmark
 from dori.drawing import VERSION, Sampling, generate_and_score, noise_seed, progress, stored_images
@@ -153,7 +154,13 @@ class Study:
 
     def finish(self) -> dict:
         """Write the run's provenance.json and hand it back."""
-        found = self.store.provenance(device=str(self.model.device), preset=self.preset.name, seed=self.seed)
+        found = self.store.provenance(
+            device=str(self.model.device),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            processes=parallel.count(),
+            preset=self.preset.name,
+            seed=self.seed,
+        )
         self.store.note_touched()
         write_json(self.store.directory / "provenance.json", found)
         return found

@@ -43,6 +43,17 @@ def attack_table(summary: dict) -> Table:
     return table
 
 
+def locality_table(summary: dict) -> Table:
+    """The figures of a run of `dori locality`: 0 where triggers have nothing in common, 1 where all."""
+    title = f"{summary['model']}, {summary['n']} images"
+    table = Table("level", "index [95 %]", "n", title=title, box=SIMPLE_HEAD, pad_edge=False)
+    found = {f"triggers from {init} starts": one for init, one in summary["triggers"].items()}
+    for name, one in {**found, **summary["levels"]}.items():
+        value, low, high = ("?" if one[k] is None else f"{one[k]:.3f}" for k in ("value", "low", "high"))
+        table.add_row(name, f"{value} [{low}, {high}]", str(one["n"]))
+    return table
+
+
 def benchmark_table(benchmark: Benchmark) -> Table:
     """Rows of each kind, and how many there are that cannot be used."""
     table = Table("kind", "rows", title=str(benchmark.path), box=SIMPLE_HEAD, pad_edge=False)

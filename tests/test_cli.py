@@ -30,7 +30,9 @@ def test_evaluate_writes_results_summary_and_provenance(run, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["threshold"] == 0.7
     assert summary["by_kind"]["verbatim"]["mr"]["n"] == 2
-    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["versions"]["torch"]
+    found = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert found["versions"]["torch"]
+    assert (found["processes"], found["dtype"]) == (1, "float32")
     assert "MR" in out
 
 

@@ -53,8 +53,8 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def scores(run: Path) -> pd.DataFrame:
-    return pd.read_csv(run / "results.csv").set_index(["id", "seed"])["score"]
+def scores(run: Path, *by: str) -> pd.Series:
+    return pd.read_csv(run / "results.csv").set_index(["id", *by, "seed"])["score"]
 
 
 def workers(launcher: int) -> list[int]:
@@ -87,6 +87,7 @@ def test_two_processes_attack_as_one_and_go_on_after_a_kill(tiny_dir, benchmark_
     one, two = (json.loads((run / "summary.json").read_text()) for run in (alone, both))
     assert one["by_kind"].keys() == two["by_kind"].keys()
     assert one["n"] == two["n"]
+    assert json.loads((both / "provenance.json").read_text())["processes"] == 2
 
 
 def test_two_processes_train_as_one(tiny_dir, training_csv, tmp_path):
@@ -107,6 +108,20 @@ def test_two_processes_train_as_one(tiny_dir, training_csv, tmp_path):
     apart = sum(float((one[k] - two[k]).abs().sum()) for k in one)
     assert moved > 0
     assert apart < 0.01 * moved
+
+
+def test_two_processes_locate_as_one(tiny_dir, benchmark_csv, tmp_path):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    assert main(["locality", "--starts=1", *options(tiny_dir, benchmark_csv, alone)]) == 0
+    process = launched(["locality", "--starts=1", *options(tiny_dir, benchmark_csv, both)], free_port())
+    said = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, said
+    assert said.count("records computed in this run") == 1
+    counts = [len(list(run.glob("records/*/*.json"))) for run in (alone, both)]
+    assert counts[0] == counts[1] > 0
+    tables = [pd.read_csv(run / "locality.csv") for run in (alone, both)]
+    pd.testing.assert_frame_equal(*tables, atol=1e-2, rtol=0)
+    pd.testing.assert_series_equal(scores(both, "trigger"), scores(alone, "trigger"), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("items", [[], [1], [1, 2, 3, 4, 5]])

@@ -26,14 +26,21 @@ OWN, SAME, OTHER, BY_PROMPT = (
 )
 
 
-def transfers(memories: Sequence[Memory], setting: Setting = WANDA, n: int | None = None) -> pd.DataFrame:
+def transfers(
+    memories: Sequence[Memory],
+    setting: Setting = WANDA,
+    n: int | None = None,
+    *,
+    others: Sequence[Memory] | None = None,
+) -> pd.DataFrame:
     """Switch off what was taken for a, draw from trigger b: does the image come back?
 
     a is the image's prompt, one of its triggers (the first `n` of those compared), or the first trigger of
-    another ordinary image. A row per memory, a and b: memory, image, method, setting, a, b, made_for (OWN,
-    SAME, OTHER, BY_PROMPT), rate (1 if any seed returns the image).
+    another ordinary image (of `others`; of all memories unless given). A row per memory, a and b: memory,
+    image, method, setting, a, b, made_for (OWN, SAME, OTHER, BY_PROMPT), rate (1 if any seed returns the
+    image).
     """
-    strangers = [m for m in memories if m.kind == "ordinary" and m.triggers(n=1)]
+    strangers = [m for m in others or memories if m.kind == "ordinary" and m.triggers(n=1)]
     parts = [_transfer(m, [s for s in strangers if s.id != m.id], setting, n) for m in memories]
     return pd.concat(parts, ignore_index=True)
 
