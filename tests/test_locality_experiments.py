@@ -110,7 +110,7 @@ def test_a_spread_that_the_starts_have_already_is_called_inherited():
     easy = reasons.inherited(some(1.8), some(1.9), some(0.7))
     assert "is met" in easy
     assert "too easily" in easy
-    assert "the starts alone have 95 % of the spread" in easy
+    assert "the starts alone have 95 % of the triggers' spread" in easy
     assert "too easily" not in reasons.inherited(some(0.2), some(1.9), some(0.7))
     assert "is not met" in reasons.inherited(some(1.8), some(1.9), some(0.1))
     assert reasons.inherited(some(np.nan), some(1.9), some(0.1)) == ""

@@ -91,8 +91,8 @@ def inherited(starts: Estimate, ends: Estimate, gone: Estimate) -> str:
     if made and holds("spread", starts.value):
         text += (
             f" It is met too easily: the starts alone have {100 * starts.value / ends.value:.0f} % of the "
-            "triggers' spread and meet the rule for the paper's claim, and a long way from a far start shows that "
-            "the search moves, not that it spreads."
+            "triggers' spread and meet the rule for the paper's claim, and a long way from a far start shows "
+            "that the search moves, not that it spreads."
         )
     return text
 
