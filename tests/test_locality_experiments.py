@@ -110,6 +110,7 @@ def test_a_spread_that_the_starts_have_already_is_called_inherited():
     easy = reasons.inherited(some(1.8), some(1.9), some(0.7))
     assert "is met" in easy
     assert "too easily" in easy
+    assert "the starts alone have 95 % of the triggers' spread" in easy
     assert "too easily" not in reasons.inherited(some(0.2), some(1.9), some(0.7))
     assert "is not met" in reasons.inherited(some(1.8), some(1.9), some(0.1))
     assert reasons.inherited(some(np.nan), some(1.9), some(0.1)) == ""
@@ -121,8 +122,8 @@ def test_a_thin_ceiling_is_counted_and_its_swing_told():
     )
     told = reasons.thin_ceiling(table, agreed(ALL, [0.5, 0.4]))
     assert "a ceiling is 1 pair of sets" in told
-    assert "from 0.20 to 1.70, beyond the ends" in told
-    assert "beyond" not in reasons.thin_ceiling(table.assign(index=[0.2, 0.7]), agreed(ALL, [0.5]))
+    assert "from 0.20 to 1.70, and above 1" in told
+    assert "above 1" not in reasons.thin_ceiling(table.assign(index=[0.2, 0.7]), agreed(ALL, [0.5]))
 
 
 def test_a_transfer_index_at_its_end_leaves_no_room():
@@ -137,8 +138,11 @@ def test_a_transfer_index_at_its_end_leaves_no_room():
         return reasons.saturated(table, moved)
 
     assert "stops 0.95 of the others of its image, one made for another image 0.75" in told(0.05, 0.25)
-    assert "too coarse" in told(0.05, 0.25)
-    assert "too coarse" not in told(0.5, 0.5)
+    assert "cannot stand 0.2 above" in told(0.05, 0.25)
+    assert "cannot stand" not in told(0.5, 0.5)
+    assert "so coarse" in told(0.05, 0.25)
+    assert "against the paper" in told(0.05, 0.9)
+    assert "coarse" not in told(0.9, 0.9) + told(0.9, 0.1)
     assert told(0.05, np.nan) == "", "one image alone has no other to compare with"
 
 

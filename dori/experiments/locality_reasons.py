@@ -88,10 +88,11 @@ def inherited(starts: Estimate, ends: Estimate, gone: Estimate) -> str:
         "of the distance of two starts, so the rule that the search make the spread is "
         f"{'met' if made else 'not met'}."
     )
-    if made and starts.value >= 1:
+    if made and holds("spread", starts.value):
         text += (
-            " It is met too easily: the starts alone have the spread that the paper's rule asks for, and a "
-            "long way from a far start shows that the search moves, not that it spreads."
+            f" It is met too easily: the starts alone have {100 * starts.value / ends.value:.0f} % of the "
+            "triggers' spread and meet the rule for the paper's claim, and a long way from a far start shows "
+            "that the search moves, not that it spreads."
         )
     return text
 
@@ -108,10 +109,12 @@ def thin_ceiling(table: pd.DataFrame, agreed: pd.DataFrame) -> str:
         f"{pairs.max()} {'pair' if pairs.max() == 1 else 'pairs'} of sets for each image. Over images and "
         f"methods it runs from {values.min():.2f} to {values.max():.2f}"
     )
-    outside = values.min() < 0 or values.max() > 1
-    return text + (
-        ", beyond the ends that it should have: a mean of such numbers is loose." if outside else "."
-    )
+    if values.max() > 1:
+        text += (
+            ", and above 1 two triggers agree more than one does with itself under another noise: so thin a "
+            "ceiling bounds nothing"
+        )
+    return text + "."
 
 
 def saturated(table: pd.DataFrame, moved: pd.DataFrame) -> str:
@@ -130,6 +133,10 @@ def saturated(table: pd.DataFrame, moved: pd.DataFrame) -> str:
     if 1 - usual.value < LEAST:
         text += (
             f" The index is {usual.value:.2f} for ordinary memories and cannot exceed 1, so planted ones "
-            f"cannot stand {LEAST:g} above them: such a cut is too coarse for this test."
+            f"cannot stand {LEAST:g} above them, whatever they are like."
         )
+    if not holds("transfer", 1 - stopped[SAME]):
+        coarse = "The cut is so coarse that it stops strangers, too."
+        own = "It stops this image and few others: against the paper, its triggers share what the cut takes."
+        text += f" {own if holds('transfer', 1 - stopped[OTHER]) else coarse}"
     return text

@@ -32,8 +32,8 @@ STATEMENTS = {
         ("found_from_anywhere", "spread", "planted_embeddings"), ("spread_is_made", "twin_finds_nothing")
     ),
     "ways": Statement(
-        ("activations", "wanda_iou", "planted_wanda"),
-        ("transfer", "wanda_placed", "nemo_placed", "planted_activations", "planted_nemo",
+        ("activations", "wanda_iou", "transfer", "planted_wanda"),
+        ("wanda_placed", "nemo_placed", "planted_activations", "planted_nemo",
          "planted_transfer", "planted_blocks"),
     ),
     "erase": Statement(
