@@ -7,6 +7,7 @@ any checkpoint and starts again computes what the uninterrupted run computes.
 from __future__ import annotations
 
 import csv
+import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from dori import parallel
 from dori.errors import DoriError
 from dori.optimizers import make_optimizer
-from dori.store import atomic, writing
+from dori.store import writing
 
 Loss = Callable[[int, np.random.Generator], tuple[torch.Tensor, Mapping[str, float]]]
 
@@ -184,8 +185,14 @@ class Fit:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
         }
-        with writing(self.checkpoint, RuntimeError), atomic(self.checkpoint) as temporary:
-            torch.save(state, temporary)
+        part = self.checkpoint.with_suffix(".tmp")  # one name: what a killed run left is written over
+        with writing(self.checkpoint, RuntimeError):
+            try:
+                torch.save(state, part)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            os.replace(part, self.checkpoint)
 
     def _restore(self) -> None:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
