@@ -198,5 +198,6 @@ class Fit:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
+        for key, value in state["average"].items():
+            self.average[key].copy_(value)  # stays on the module's device
         self.step, self.seconds = state["step"], state["seconds"]

@@ -42,6 +42,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_a_resumed_average_is_where_its_module_is(tmp_path):
+    _fit(tmp_path).run()
+    there = Fit("part", nn.Linear(3, 4).to("meta"), None, Schedule(6, 1e-2), tmp_path / "new", seed=3)
+    state = torch.load(tmp_path / "part.pt", weights_only=True)
+    state["module"] = state["average"] = {"weight": torch.ones(4, 3), "bias": torch.ones(4)}
+    state["optimizer"] = there.optimizer.state_dict()
+    torch.save(state, there.checkpoint)
+    resumed = Fit("part", nn.Linear(3, 4).to("meta"), None, Schedule(6, 1e-2), tmp_path / "new", seed=3)
+    assert {value.device.type for value in resumed.average.values()} == {"meta"}
+
+
 def test_a_diverging_loss_stops_and_names_the_checkpoint(tmp_path):
     fit = _fit(tmp_path)
     fit.loss = lambda step, rng: (fit.module(torch.ones(2, 3)).sum() * float("nan"), {})
