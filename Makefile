@@ -28,10 +28,12 @@ MODEL ?=
 BENCHMARK ?=
 PRESET ?= quick
 DEVICE ?=
+DTYPE ?=
 RECORDS ?= shipped
 MISSING ?=
 BOOK_ARGS := --preset $(PRESET) -p records $(RECORDS) $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MODEL),-p model $(MODEL)) \
-    $(if $(BENCHMARK),-p benchmark $(BENCHMARK)) $(if $(DEVICE),-p device $(DEVICE))
+    $(if $(BENCHMARK),-p benchmark $(BENCHMARK)) $(if $(DEVICE),-p device $(DEVICE)) \
+    $(if $(DTYPE),-p dtype $(DTYPE))
 
 .PHONY: help book print records test lint env serve hero clean distclean
 

@@ -44,6 +44,7 @@ benchmark = "testbed"  # testbed, or a CSV file with id, prompt, image and, wher
 preset = "quick"  # size of the run: smoke, quick, full or paper
 seed = 0  # fixes the noise of every image
 device = "auto"  # auto, cpu, cuda, cuda:N or mps
+dtype = "float32"  # precision of the weights: float32, bfloat16 or float16
 records = "none"  # none: measure everything; shipped: take from data/records what was measured under the same key
 run_dir = "_build/runs/01_replication/by-hand"  # where records are kept; a second run computes only what is missing
 
@@ -63,7 +64,7 @@ from dori.metrics.replication import median_score, memorization_rate, pair_rate,
 from dori.study import generate_and_score, open_study
 
 # %%
-study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, records=records, run_dir=run_dir)
+study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, dtype=dtype, records=records, run_dir=run_dir)
 top, regular = chapter.top_prompts(study), chapter.regular_prompts(study)
 Markdown(f"Model `{study.model.name}`: guidance {study.sampling().guidance_scale:g}, {study.sampling().steps} DDIM steps, "
          f"{study.sampling().seeds} images per prompt. {len(top)} prompts with the most copies, {len(regular)} held-out ones.")
@@ -89,7 +90,7 @@ plots.image_grid(chapter.gallery(study, regular.head(5)), threshold=study.descri
 # ### When is it decided?
 #
 # Sampling goes from noise to image in many small steps, and at each step the model has a guess of the final image, $\hat x_0$.
-# With $\bar\alpha_t$ the share of signal left at step $t$ and $\hat\epsilon$ the predicted noise,
+# With $\bar\alpha_t$ the share of signal left at timestep $t$ and $\hat\epsilon$ the predicted noise,
 #
 # ```{math}
 # :label: eq-x0

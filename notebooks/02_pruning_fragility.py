@@ -44,6 +44,7 @@ benchmark = "testbed"  # testbed, or a CSV file with id, prompt, image and, wher
 preset = "quick"  # size of the run: smoke, quick, full or paper
 seed = 0  # fixes the noise of every image
 device = "auto"  # auto, cpu, cuda, cuda:N or mps
+dtype = "float32"  # precision of the weights: float32, bfloat16 or float16
 records = "none"  # none: measure everything; shipped: take from data/records what was measured under the same key
 run_dir = "_build/runs/02_pruning_fragility/by-hand"  # where records are kept; a second run computes only what is missing
 
@@ -59,7 +60,7 @@ from dori.metrics.replication import rates
 from dori.study import open_study
 
 # %%
-study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, records=records, run_dir=run_dir)
+study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, dtype=dtype, records=records, run_dir=run_dir)
 validation, test = pruned.halves(study)
 Markdown(f"Model `{study.model.name}`. Verbatim prompts with the most copies: {len(validation)} to choose settings on, {len(test)} to "
          f"report on. Images of each: {pruned.sampling(study).seeds}, in {pruned.sampling(study).steps} DDIM steps.")

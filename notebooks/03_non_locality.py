@@ -44,6 +44,7 @@ benchmark = "testbed"  # testbed, or a CSV file with id, prompt, image and, wher
 preset = "quick"  # size of the run: smoke, quick, full or paper
 seed = 0  # fixes the noise of every image
 device = "auto"  # auto, cpu, cuda, cuda:N or mps
+dtype = "float32"  # precision of the weights: float32, bfloat16 or float16
 records = "none"  # none: measure everything; shipped: take from data/records what was measured under the same key
 run_dir = "_build/runs/03_non_locality/by-hand"  # where records are kept; a second run computes only what is missing
 
@@ -66,7 +67,7 @@ from dori.experiments.locality_sizes import WANDA
 from dori.study import open_study
 
 # %%
-study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, records=records, run_dir=run_dir)
+study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, dtype=dtype, records=records, run_dir=run_dir)
 size = found.sizes(study)
 Markdown(f"Model `{study.model.name}`. Memorized images: {len(found.images(study))}, those with the most copies in the test half. Searches of "
          f"each: {size.random} from random numbers and {size.regular} from regular prompts, {size.steps} steps, the paper's settings.")
