@@ -194,7 +194,7 @@ Markdown("Share of alignment lost: " + "; ".join(f"{chosen[m].label} {pruned.sho
 #
 # The denoising network never sees the prompt, only its embedding: an array of numbers, one vector for each token. Nothing says that the
 # embedding must come from a prompt. {term}`DoRI` looks for one directly. Let $x_0$ be the {term}`latent` of the training image,
-# $x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$ the same with noise of step $t$, and $\theta'$ the *pruned* network, whose
+# $x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$ the same with noise of timestep $t$, and $\theta'$ the *pruned* network, whose
 # weights stay as they are. The search minimises the loss the model was trained with, over the embedding alone:
 #
 # ```{math}
