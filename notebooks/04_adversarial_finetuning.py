@@ -263,8 +263,8 @@ Markdown(takeaways.prompt_adjusted(unadjusted, adjusted, bypassed)
 
 # %% [markdown]
 # The closer the two pulls, the less a prompt has to change before it reaches the target. On the bundled model they lie close together,
-# and so little changes that the images stay. A pull that suffices to *detect* a memory ({ref}`replication`) need not be what
-# keeps it. Does a lower one hold it back? The same with lower targets and more steps:
+# and so little changes that the images stay. How well this pull *detects* a memory is in {ref}`replication`; whether it is
+# what brings the image out is another question. Does a lower one hold it back? The same with lower targets and more steps:
 
 # %%
 adjustment.targets_compared(study, erased, erasure.sampling(study))

@@ -42,7 +42,7 @@ def pruning(
         "few_tokens",
         gap_4,
         "With four free tokens memorized images come back more often than on the twin",
-        "it takes little room, so the embedding does not carry the image",
+        "the embedding need not carry the image, for which so few tokens leave little room",
     )
     lines += [_words(m.lower(), choice, figures) for m, choice in chosen.items()]
     return _listed(lines)
