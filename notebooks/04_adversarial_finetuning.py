@@ -262,8 +262,8 @@ Markdown(takeaways.prompt_adjusted(unadjusted, adjusted, bypassed)
          + r" (medians of $\lVert\epsilon_y - \epsilon_\varnothing\rVert$ at the first step).")
 
 # %% [markdown]
-# The closer the two pulls, the less a prompt has to change before it reaches the target. On the bundled model they lie close together,
-# and so little changes that the images stay. How well this pull *detects* a memory is in {ref}`replication`; whether it is
+# The closer the two pulls, the less a prompt has to change before it reaches the target. On the bundled model that is little, and
+# the images stay. How well this pull *detects* a memory is in {ref}`replication`; whether it is
 # what brings the image out is another question. Does a lower one hold it back? The same with lower targets and more steps:
 
 # %%
