@@ -249,7 +249,7 @@ collateral.collateral(study, some, found)
 # ## Mending the prompt instead
 #
 # {cite:t}`wen2024detecting` leave the weights alone and adjust the prompt's embedding before sampling, until it pulls no harder than a regular
-# prompt's, for at most ten steps. It is a lock on the front door: who may hand in an embedding hands in the one that DoRI found, and nothing is
+# prompt's ($\lVert\epsilon_y - \epsilon_\varnothing\rVert$ at the sampler's first step), for at most ten steps. It is a lock on the front door: who may hand in an embedding hands in the one that DoRI found, and nothing is
 # adjusted. Its published number of steps is used here, and for a target the pull of a regular prompt.
 
 # %%
@@ -258,8 +258,7 @@ bypassed = erasure.rate(table, defences.TRAINED, "DoRI from the prompt")
 unadjusted = erasure.rate(table, defences.TRAINED, defences.PROMPT)
 pulls = [adjustment.median_pull(study, prompts, erasure.sampling(study)) for prompts in (erased, adjustment.regular(study))]
 Markdown(takeaways.prompt_adjusted(unadjusted, adjusted, bypassed)
-         + f" Before it, a memorized prompt pulls with {pulls[0]:.3g}, a regular one with {pulls[1]:.3g}"
-         + r" (medians of $\lVert\epsilon_y - \epsilon_\varnothing\rVert$ at the first step).")
+         + f" Before it, a memorized prompt pulls with {pulls[0]:.3g}, a regular one with {pulls[1]:.3g} (medians).")
 
 # %% [markdown]
 # The closer the two pulls, the less a prompt has to change before it reaches the target. On the bundled model that is little, and
