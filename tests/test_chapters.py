@@ -16,7 +16,7 @@ from dori import study
 from dori.attack import Attack
 from dori.benchmark import load_benchmark
 from dori.claims import load_claims
-from dori.experiments import foundations, unprompted
+from dori.experiments import adjustment, defences, foundations, unprompted
 
 jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
 
@@ -66,10 +66,19 @@ def brief(monkeypatch):
     monkeypatch.setattr(foundations, "attack_controls", short)
 
 
+@pytest.fixture
+def short_searches(monkeypatch):
+    """One step for each search of chapter 4: seven models are asked by five of them."""
+    one = {name: dataclasses.replace(plan, steps=(1,)) for name, plan in defences.SEARCHES.items()}
+    monkeypatch.setattr(defences, "SEARCHES", one)
+    monkeypatch.setattr(adjustment, "TARGETS", ((1.0, 1), (0.0, 1)))
+
+
 @pytest.mark.parametrize("chapter", [REPLICATION, CHAPTER, LOCALITY, TRAINING], ids=lambda path: path.stem)
+@pytest.mark.usefixtures("brief")
 def test_the_chapter_notes_every_figure_its_claims_ask_for(chapter, tmp_path, capfd, monkeypatch, request):
-    if chapter != TRAINING:
-        request.getfixturevalue("brief")
+    if chapter == TRAINING:
+        request.getfixturevalue("short_searches")
     monkeypatch.setattr("dori.training.tqdm", functools.partial(tqdm, disable=True))  # as in a build
     names, prose = run(chapter, run_dir=str(tmp_path / "run"))
     asked = {claim.metric for claim in load_claims() if claim.chapter == chapter.stem}
