@@ -25,6 +25,7 @@ from dori.terminal import (
 )
 
 if TYPE_CHECKING:  # torch and diffusers load with the first command that needs them
+    from dori.benchmark import Benchmark
     from dori.study import Study
 
 app = typer.Typer(name="dori", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -63,6 +64,7 @@ def _dori() -> None:
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     out: RunOption,
     model: ModelOption = "testbed",
     benchmark: BenchmarkOption = "testbed",
@@ -95,7 +97,7 @@ def evaluate(
     """Draw images for every prompt, score them against the training images, write results and summary."""
     from dori.experiments.evaluate import check_fidelity
     from dori.experiments.evaluate import evaluate as run
-    from dori.experiments.options import pick_prompts, study_of
+    from dori.experiments.options import pick_prompts
     from dori.experiments.runfiles import claim
     from dori.metrics.alignment import ClipScorer
     from dori.metrics.fidelity import load_features
@@ -103,16 +105,7 @@ def evaluate(
     prompts, picked = pick_prompts(benchmark, preset, ids=item)
     check_fidelity(picked, fid)
     claim(out, "evaluate")
-    study = study_of(
-        prompts,
-        model=model,
-        preset=preset,
-        device=device,
-        dtype=dtype,
-        descriptor=descriptor,
-        seed=seed,
-        run_dir=out,
-    )
+    study = _study(context, prompts, out)
     on = study.model.device
     summary = run(
         study,
@@ -126,6 +119,7 @@ def evaluate(
 
 @app.command()
 def attack(
+    context: typer.Context,
     out: RunOption,
     model: ModelOption = "testbed",
     benchmark: BenchmarkOption = "testbed",
@@ -176,7 +170,7 @@ def attack(
     """Search for triggers that bring each training image back, draw what they give, and score it."""
     from dori.experiments.attack import attack as run
     from dori.experiments.attack import find_plan, pruned
-    from dori.experiments.options import pick_prompts, study_of, whole_numbers
+    from dori.experiments.options import pick_prompts, whole_numbers
     from dori.experiments.runfiles import claim
 
     given = {"init": init, "steps": whole_numbers(steps), "lr": lr, "batch": batch, "radius": radius}
@@ -185,17 +179,7 @@ def attack(
     plan = find_plan(method, preset, given)
     prompts, picked = pick_prompts(benchmark, preset, ids=item, attacked=True)
     claim(out, "attack")
-    study = study_of(
-        prompts,
-        regular,
-        model=model,
-        preset=preset,
-        device=device,
-        dtype=dtype,
-        descriptor=descriptor,
-        seed=seed,
-        run_dir=out,
-    )
+    study = _study(context, prompts, out, regular)
     study = pruned(study, units) if units else study
     summary = run(study, picked, plan, study.sampling(seeds=seeds))
     _report(study, summary, attack_table(summary))
@@ -203,6 +187,7 @@ def attack(
 
 @app.command()
 def locality(
+    context: typer.Context,
     out: RunOption,
     model: ModelOption = "testbed",
     benchmark: BenchmarkOption = "testbed",
@@ -221,29 +206,20 @@ def locality(
 ) -> None:
     """Search for many triggers of each image, and say how much they have in common at every level."""
     from dori.experiments.locality_run import locate
-    from dori.experiments.options import pick_prompts, study_of
+    from dori.experiments.options import pick_prompts
     from dori.experiments.runfiles import claim
 
     kinds = ["verbatim", "template"]
     prompts, picked = pick_prompts(benchmark, preset, kinds=kinds, ids=item, attacked=True)
     claim(out, "locality")
-    study = study_of(
-        prompts,
-        regular,
-        model=model,
-        preset=preset,
-        device=device,
-        dtype=dtype,
-        descriptor=descriptor,
-        seed=seed,
-        run_dir=out,
-    )
+    study = _study(context, prompts, out, regular)
     summary = locate(study, picked, starts)
     _report(study, summary, locality_table(summary))
 
 
 @app.command()
 def mitigate(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="directory of the mitigated model; appears whole or not at all")],
     method: Annotated[
         str,
@@ -287,7 +263,7 @@ def mitigate(
     from dori import parallel
     from dori.experiments import curing, mending, mitigate
     from dori.experiments.modelfiles import check_target, held, workplace
-    from dori.experiments.options import assignments, pick_prompts, study_of
+    from dori.experiments.options import assignments, pick_prompts
 
     given = {"z": z, "up": up, "sparsity": sparsity, "steps": steps, "conditional_only": conditional_only}
     given |= {"reference": reference} | assignments(settings)
@@ -299,17 +275,7 @@ def mitigate(
     kinds = kind or ["verbatim", "template"]
     prompts, picked = pick_prompts(benchmark, preset, kinds=kinds, ids=item, images=trained)
     with held(out):
-        study = study_of(
-            prompts,
-            regular,
-            model=model,
-            preset=preset,
-            device=device,
-            dtype=dtype,
-            descriptor=descriptor,
-            seed=seed,
-            run_dir=workplace(out),
-        )
+        study = _study(context, prompts, workplace(out), regular)
         if trained:
             done = mending.mend(study, picked, method, setting, out)
             table = trained_table(done)
@@ -398,6 +364,14 @@ def check() -> None:
         load_pipeline(name)
         table.add_row(name, str(bundled_path(name)))
     console.print(table)
+
+
+def _study(context: typer.Context, prompts: Benchmark, run_dir: Path, regular: str | None = None) -> Study:
+    """The study that a command's options ask for: those that all commands with a model have."""
+    from dori.experiments.options import study_of
+
+    shared = ("model", "preset", "device", "dtype", "descriptor", "seed")
+    return study_of(prompts, regular, run_dir=run_dir, **{name: context.params[name] for name in shared})
 
 
 def _report(study: Study, summary: dict, table: Table) -> None:
