@@ -75,6 +75,7 @@ def assemble(layout: Layout) -> None:
         {
             "verdicts": pages.verdicts_part(verdicts, titles),
             "claims": pages.claims_part(verdicts, titles),
+            "answers": findings.answers_part(verdicts, titles),
             **findings.found_parts(verdicts, titles),
             "figures": pages.figures_part(figures),
             "presets": pages.presets_part(),

@@ -78,6 +78,16 @@ async function examine(page, name, scheme) {
   if (wordless) faults.add(`${name}: ${wordless} images without alternative text`);
 }
 
+// The landing page answers on its first screen: the table of answers and the pictures end above its lower edge.
+async function firstScreen(page, name) {
+  for (const part of [".answers table", ".dori-stages:visible"]) {
+    const box = await page.locator(part).first().boundingBox();
+    if (!box || box.y + box.height > DESK.height) {
+      faults.add(`${name}: ${part} ends at ${box && Math.round(box.y + box.height)} px, below the first screen`);
+    }
+  }
+}
+
 async function keep(page, name, kind) {
   if (!shots) return;
   mkdirSync(shots, { recursive: true });
@@ -96,6 +106,7 @@ async function look(context, name) {
     if ((await page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count()) > 0) {
       await page.locator(".jupyter-widgets").first().waitFor({ timeout: 20000 })
         .catch(() => faults.add(`${name}: the widgets do not appear`));
+      if (name === "index.html") await firstScreen(page, name);
       if (scheme === "light") await moveWidgets(page, name);
     }
     await examine(page, name, scheme);

@@ -239,13 +239,29 @@ def test_a_statement_is_weighed_by_all_that_bears_on_it(values, words, tmp_path)
 
 def test_the_landing_page_says_in_words_what_was_found_and_what_was_not(tmp_path):
     known = {v.claim.id: v for v in found(tmp_path, a=0.5, own_b=1.0, c=1.0)}
-    statement = findings.Statement(("a", "own_b"), ("c",))
+    statement = findings.Statement("Title.", ("a", "own_b"), ("c",))
     first, _, *lines = findings.found_part(statement, known, {"01": "01_first"}).splitlines()
     assert "1 of 2" in first, "what is not listed is counted"
     link = '<a href="notebooks/01_first.html#cell-3">0.50 [0.50, 0.50], n = 8</a>'
     assert lines[0] == f"- ✗ does not replicate: {claim()['claim']} {link} (the paper: 0.98)"
     assert lines[1].endswith("n = 8</a> (our check)")
     assert len(lines) == 2
+
+
+def test_the_first_screen_has_a_row_for_each_statement(tmp_path, monkeypatch):
+    statement = findings.Statement("Title.", ("a",), ("own_b", "own_gone"))
+    monkeypatch.setattr(findings, "STATEMENTS", {"x": statement})
+    verdicts = found(tmp_path, a=0.5, own_b=1.0, own_gone=None)
+    row = findings.answers_part(verdicts, ["01_first"]).splitlines()[2]
+    link = '<a href="notebooks/01_first.html#cell-3">0.50 [0.50, 0.50], n = 8</a>'
+    cells = [f"**Title.** {claim()['claim']}", "0.98", link, "✗ does not replicate"]
+    assert row == f"| {' | '.join(cells)} | 0 of 1 claims, 1 of 1 checks |"
+
+
+def test_the_landing_page_has_the_statements_by_their_titles():
+    page = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^\d\. \*\*(.+?)\*\*", page, re.M)
+    assert titles == [s.title for s in findings.STATEMENTS.values()]
 
 
 def test_every_claim_of_chapters_2_to_4_that_the_paper_makes_bears_on_a_statement():

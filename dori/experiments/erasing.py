@@ -18,7 +18,8 @@ from dori.mitigation.wanda import Wanda
 from dori.store import Record
 from dori.study import Study
 
-RETAIN = 2048  # pairs that hold the model
+RETAIN = 2048  # pairs that hold the model, unless a training's settings ask for more
+UNRELATED = range(2048, 2560)  # rows of the testbed's training set that no defence is trained with
 PRUNING = Wanda(0.15, conditional_only=True)  # what surrogates are drawn under: chapter 2's choice
 ENCODED_AT_ONCE = 256
 
@@ -55,16 +56,21 @@ def judged(study: Study) -> Benchmark:
 def retain_pairs(study: Study, count: int = RETAIN) -> Retain:
     """Pairs that hold the model, none of which it is judged by.
 
-    The testbed's are the first of its training set, painted again. Another benchmark gives regular rows after
-    those of `judged`, but for the last quarter of them. Raises DoriError if there are none.
+    The testbed's are the first of its training set but for `UNRELATED`, painted again. Another benchmark
+    gives regular rows after those of `judged`, but for the last quarter of them. Raises DoriError if there
+    are none.
     """
-    return _painted(study, range(count)) if study.bundled else _encoded(study, _to_train(study)[0][:count])
+    if not study.bundled:
+        return _encoded(study, _to_train(study)[0][:count])
+    rows = [row for row in range(count + len(UNRELATED)) if row not in UNRELATED]
+    return _painted(study, rows[:count])
 
 
-def unrelated_pairs(study: Study, count: int = 512) -> Retain:
+def unrelated_pairs(study: Study, count: int = len(UNRELATED)) -> Retain:
     """Regular pairs that no defence was trained with and none is judged by. Raises DoriError without any."""
-    rows = range(RETAIN, RETAIN + count)
-    return _painted(study, rows) if study.bundled else _encoded(study, _to_train(study)[1][:count])
+    if not study.bundled:
+        return _encoded(study, _to_train(study)[1][:count])
+    return _painted(study, UNRELATED[:count])
 
 
 def _to_train(study: Study) -> tuple[list[str], list[str]]:
@@ -74,7 +80,7 @@ def _to_train(study: Study) -> tuple[list[str], list[str]]:
     return rest[:cut], rest[cut:]
 
 
-def _painted(study: Study, rows: range) -> Retain:
+def _painted(study: Study, rows: Sequence[int]) -> Retain:
     from dori.testbed import dataset
     from dori.testbed.painter import paint
 

@@ -11,7 +11,7 @@ from dori import parallel
 from dori.benchmark import Benchmark
 from dori.drawing import decided_by, descriptor_key, digest
 from dori.errors import DoriError
-from dori.experiments import curing, erasing
+from dori.experiments import curing
 from dori.experiments.modelfiles import COMMAND, provenance, put, workplace, write_model
 from dori.experiments.options import chosen
 from dori.experiments.runfiles import left_out
@@ -58,7 +58,7 @@ def mend(study: Study, prompts: Benchmark, method: str, settings: curing.Setting
             "source": {"name": study.model.name, "fingerprint": study.model.fingerprint},
             "benchmark": str(prompts.path),
             "prompts": len(prompts),
-            "retain_pairs": len(erasing.retain_pairs(study)) if method != "esd" else 0,
+            "retain_pairs": done.retain_pairs,
             "skipped": left_out(prompts),
             "seed": study.seed,
             "processes": parallel.count(),

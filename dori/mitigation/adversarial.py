@@ -49,6 +49,7 @@ class Adversarial:
     steps: int = 10  # ours: training steps on the triggers of one round
     draws: int = 1  # ours: rows (surrogate, eps, t) of each image in a step
     retain: int = 8  # ours: regular pairs in a step
+    pairs: int = 2048  # ours: how many there are to draw them from, where the study gives the retain set
     dropout: float = 0.1  # ours: share of their captions that is emptied
     weight: float = 1.0  # of the loss on triggers; that of regular pairs is 1
     lr: float = 1e-5  # ours: AdamW, constant
@@ -68,6 +69,7 @@ class Adversarial:
                 not 1 <= self.starts <= len(self.inits)
             ),
             f"{self.retain} regular pairs a step: use at least 0": self.retain < 0,
+            f"{self.pairs} regular pairs to draw from: use at least 1": self.pairs < 1,
             f"a LoRA rank of {self.rank}: use at least 1": self.rank is not None and self.rank < 1,
             f"a learning rate of {self.lr}: use a positive number": not 0 < self.lr < float("inf"),
         }

@@ -6,42 +6,69 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bookbuild.claims import STATUSES, Verdict, chapter_number
-from bookbuild.pages import cell_link, verdict_says
-from dori.claims import show_number
+from bookbuild.pages import cell_link, table, verdict_says
+from dori.claims import Claim, show_number
 
 HOLDS, FAILS, UNKNOWN = STATUSES
 
 
 @dataclass(frozen=True)
 class Statement:
-    """Ids of claims in expected.yml that bear on a statement: those listed one by one, and the others."""
+    """What the paper says, in a few words, and the ids of claims in expected.yml that bear on it.
 
+    Those listed one by one, the headline first, and the others.
+    """
+
+    title: str
     listed: tuple[str, ...]
     others: tuple[str, ...]
 
 
-# In the order of book/index.md, which has the statements. What is listed was chosen by what a reader asks
+# In the order of book/index.md, which says each at length. What is listed was chosen by what a reader asks
 # first; all of them are counted.
 STATEMENTS = {
     "prompt": Statement(
+        "The prompt is not the memory.",
         ("nemo_broken", "wanda_silences", "wanda_broken", "control_twin"),
         ("nemo_silences", "nemo_broken_random", "wanda_broken_random", "control_heldout", "gap_at_200",
          "few_tokens", "nemo_usable", "wanda_usable", "discrete_fails"),
     ),
     "everywhere": Statement(
-        ("found_from_anywhere", "spread", "planted_embeddings"), ("spread_is_made", "twin_finds_nothing")
+        "Triggers are everywhere.",
+        ("spread", "found_from_anywhere", "planted_embeddings"),
+        ("spread_is_made", "twin_finds_nothing"),
     ),
     "ways": Statement(
-        ("activations", "wanda_iou", "transfer", "planted_wanda"),
+        "They take different ways through the model.",
+        ("wanda_iou", "activations", "transfer", "planted_wanda"),
         ("wanda_placed", "nemo_placed", "planted_activations", "planted_nemo",
          "planted_transfer", "planted_blocks"),
     ),
     "erase": Statement(
+        "So erase globally.",
         ("aft_heldout", "aft_long", "aft_twin"),
         ("aft_prompt", "aft_random", "aft_one_epoch", "aft_usable", "aft_fid", "lora_fails", "esd_fails",
          "ablation_fails", "siss_fails"),
     ),
 }  # fmt: skip
+
+
+def answers_part(verdicts: Iterable[Verdict], chapters: Iterable[str]) -> str:
+    """A table with a row for each statement: its headline claim, the paper's figure, ours, and what all that
+    bears on the statement adds up to.
+    """
+    known = {v.claim.id: v for v in verdicts}
+    pages = {chapter_number(name): name for name in chapters}
+    rows = []
+    for statement in STATEMENTS.values():
+        bearing = [known[i] for i in (*statement.listed, *statement.others) if i in known]
+        if headline := known.get(statement.listed[0]):
+            claim, page = headline.claim, pages.get(chapter_number(headline.claim.chapter))
+            here = cell_link(page, headline.figure) if page and headline.figure else "–"
+            row = (f"**{statement.title}** {claim.claim}", paper_gives(claim), here)
+            rows.append([*row, verdict_says(headline), counted(bearing)])
+    header = ("The paper claims", "Paper", "Here [95 % interval]", "Verdict", "Hold, of all that bear on it")
+    return table(header, rows)
 
 
 def found_parts(verdicts: Iterable[Verdict], chapters: Iterable[str]) -> dict[str, str]:
@@ -60,9 +87,7 @@ def found_part(statement: Statement, known: Mapping[str, Verdict], pages: Mappin
 
 def weighed(verdicts: Iterable[Verdict]) -> str:
     """Whether the statement holds here, and how many of the measured claims say so."""
-    measured = [v for v in verdicts if v.status != UNKNOWN]
-    paper = [v.status == HOLDS for v in measured if v.claim.of_paper]
-    ours = [v.status == HOLDS for v in measured if not v.claim.of_paper]
+    paper, ours = _given(verdicts)
     if not paper:
         return "**Not measured in this build.**"
     if not any(paper):
@@ -79,13 +104,28 @@ def weighed(verdicts: Iterable[Verdict]) -> str:
     return f"**{words}** {counts}."
 
 
+def counted(verdicts: Iterable[Verdict]) -> str:
+    """The counts of `weighed` alone."""
+    paper, ours = _given(verdicts)
+    return f"{sum(paper)} of {len(paper)} claims, {sum(ours)} of {len(ours)} checks"
+
+
+def _given(verdicts: Iterable[Verdict]) -> tuple[list[bool], list[bool]]:
+    """Of what was measured: does it hold; claims of the paper, and our own checks."""
+    measured = [v for v in verdicts if v.status != UNKNOWN]
+    paper = [v.status == HOLDS for v in measured if v.claim.of_paper]
+    return paper, [v.status == HOLDS for v in measured if not v.claim.of_paper]
+
+
 def line(verdict: Verdict, pages: Mapping[str, str]) -> str:
     """A bullet: verdict, claim, our figure as a link to its cell, the paper's figure."""
     claim, figure = verdict.claim, verdict.figure
     page = pages.get(chapter_number(claim.chapter))
     here = f"{cell_link(page, figure)} " if page and figure else ""
-    whose = "our check"
-    if claim.of_paper:
-        value = claim.paper_value
-        whose = "the paper gives no figure" if value is None else f"the paper: {show_number(value)}"
+    whose = f"the paper: {paper_gives(claim)}" if claim.of_paper else "our check"
     return f"- {verdict_says(verdict)}: {claim.claim} {here}({whose})"
+
+
+def paper_gives(claim: Claim) -> str:
+    """The paper's figure alone; a claim of ours has none to ask for."""
+    return "no figure" if claim.paper_value is None else show_number(claim.paper_value)
