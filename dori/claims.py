@@ -46,12 +46,14 @@ def load_claims(path: Path = EXPECTED) -> list[Claim]:
     return [_claim(row, f"{path.name}, claim {number}") for number, row in enumerate(rows, 1)]
 
 
+STATUSES = HOLDS, FAILS, UNKNOWN = "replicates", "does not replicate", "not measured"
+
+
 def judge(claim: Claim, figure: Mapping[str, Any] | None) -> str:
     """`replicates`, `does not replicate`, or `not measured` (no figure, or a smaller preset)."""
     if figure is None or figure.get("value") is None or _rank(figure.get("preset")) < _rank(claim.preset):
-        return "not measured"
-    holds = OPERATORS[claim.op](figure["value"], claim.value)
-    return "replicates" if holds else "does not replicate"
+        return UNKNOWN
+    return HOLDS if OPERATORS[claim.op](figure["value"], claim.value) else FAILS
 
 
 def holds(name: str, value: float, path: Path = EXPECTED) -> bool:
@@ -64,12 +66,12 @@ def crosses(claim: Claim, figure: Mapping[str, Any] | None) -> bool:
     """Whether the interval reaches across the rule, so that more images could turn the verdict."""
     bounds = [figure.get("low"), figure.get("high")] if figure else []
     outcomes = {OPERATORS[claim.op](bound, claim.value) for bound in bounds if bound is not None}
-    return judge(claim, figure) != "not measured" and len(outcomes) > 1
+    return judge(claim, figure) != UNKNOWN and len(outcomes) > 1
 
 
 def verdict_words(claim: Claim, status: str) -> str:
     """A verdict of `judge` as a reader sees it: only what the paper says can replicate; our checks hold."""
-    ours = {"replicates": "holds", "does not replicate": "does not hold"}
+    ours = {HOLDS: "holds", FAILS: "does not hold"}
     return status if claim.of_paper else ours.get(status, status)
 
 

@@ -231,7 +231,8 @@ Markdown("Share of alignment lost by adversarial fine-tuning: "
 # of their {term}`surrogates <surrogate>`, by the same threshold: these were put in place of the images, a few for each.
 
 # %%
-collateral.collateral(study, some, found)
+others = collateral.spared_table(study, some)
+collateral.collateral(study, some, found, others)
 
 # %% [markdown]
 # **On the bundled model, as shipped:** the half that nobody named falls silent, too, under all trainings but SISS. After ESD and SISS it
@@ -282,9 +283,8 @@ adjustment.targets_compared(study, erased, erasure.sampling(study))
 HTML(claims_html("04", study.headlines))
 
 # %% tags=["hide-input"]
-aside = takeaways.spared_rates(study, some)
 study.finish()
-Markdown(takeaways.erasing_trained(figures, p=p, powers=powers, costs=costs, spared=aside))
+Markdown(takeaways.erasing_trained(figures, p=p, powers=powers, costs=costs, spared=collateral.spared_rates(others)))
 
 # %% [markdown]
 # ## Exercises

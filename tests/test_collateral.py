@@ -25,11 +25,24 @@ def test_collateral_leaves_out_what_is_pruned_for_each_image(halves, monkeypatch
     monkeypatch.setitem(defences.SEARCHES, FROM_PROMPT, Attack("prompt", steps=(1,)))
     some = [Defence(TRAINED, halves), Defence("pruned", halves, {"i0": None})]
     spared, erased = len(erasing.spared(halves)), len(erasing.erased(halves))
-    table = collateral.collateral(halves, some, surrogates(halves, 2))
+    asked = collateral.spared_table(halves, some)
+    table = collateral.collateral(halves, some, surrogates(halves, 2), asked)
     assert list(table.index) == [TRAINED]
     assert list(table.columns) == [*collateral.SPARED.values(), collateral.REWRITTEN]
     for column, n in zip(table.columns, (spared, spared, erased), strict=True):
         assert table.loc[TRAINED, column].endswith(f"({n})")
+
+
+def test_the_spared_half_is_asked_by_its_prompts_and_by_searches(halves, monkeypatch):
+    monkeypatch.setitem(defences.SEARCHES, FROM_PROMPT, Attack("prompt", steps=(1,)))
+    some = [Defence(TRAINED, halves), Defence(AFT, halves)]
+    found = collateral.spared_rates(collateral.spared_table(halves, some))
+    spared = len(erasing.spared(halves))
+    assert {name: rate.n for name, rate in found.items()} == dict.fromkeys(
+        ("aft_prompt", "aft_search", "trained_prompt"), spared
+    )
+    assert found["aft_prompt"] == found["trained_prompt"], "the same model answers the same"
+    assert collateral.spared_rates(collateral.spared_table(halves, some[:1])) == {}
 
 
 def test_a_surrogate_that_is_painted_again_is_a_memory_of_its_own(halves, monkeypatch):

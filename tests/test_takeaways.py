@@ -4,10 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dori.attack import Attack
-from dori.experiments import defences, erasing, takeaways
-from dori.experiments.defences import TRAINED, Defence
-from dori.experiments.erasure import AFT, FROM_PROMPT
+from dori.experiments import takeaways
 from dori.experiments.foundations import Silencing
 from dori.experiments.pruned import Choice
 from dori.metrics.intervals import Estimate, rate_difference, wilson
@@ -127,15 +124,3 @@ def test_price_and_collateral_are_told_by_rule_and_by_interval():
     assert "silences more than it was told to" in text
     assert "a search from them, after the training, 25 %" in text
     assert "not clearly touched" in trained(own, spared=rates(aft_prompt=15, trained_prompt=16))
-
-
-def test_the_spared_half_is_asked_by_its_prompts_and_by_searches(halves, monkeypatch):
-    monkeypatch.setitem(defences.SEARCHES, FROM_PROMPT, Attack("prompt", steps=(1,)))
-    some = [Defence(TRAINED, halves), Defence(AFT, halves)]
-    found = takeaways.spared_rates(halves, some)
-    spared = len(erasing.spared(halves))
-    assert {name: rate.n for name, rate in found.items()} == dict.fromkeys(
-        ("aft_prompt", "aft_search", "trained_prompt"), spared
-    )
-    assert found["aft_prompt"] == found["trained_prompt"], "the same model answers the same"
-    assert takeaways.spared_rates(halves, some[:1]) == {}

@@ -11,6 +11,7 @@ from dori.experiments.curing import paraphrases
 from dori.experiments.defences import PROMPT, TRAINED, Defence
 from dori.experiments.utility import utility_table
 from dori.metrics.copy import similarity
+from dori.metrics.intervals import Estimate
 from dori.metrics.replication import memorization_rate, replication_table
 from dori.mitigation.surrogates import Surrogate
 from dori.study import Study
@@ -20,16 +21,39 @@ SPARED = {PROMPT: "MR of the spared half, by its prompts", erasure.FROM_PROMPT: 
 REWRITTEN = "erased prompts that paint a surrogate"
 
 
-def collateral(study: Study, some: Sequence[Defence], found: Sequence[Surrogate]) -> pd.DataFrame:
-    """A row per defence but the pruned one, which is made per image; cells are text, with interval and n.
+def spared_table(study: Study, some: Sequence[Defence]) -> pd.DataFrame:
+    """The half that nobody asked to erase, by its prompts and by searches from them: `defences.ask`.
 
-    Memorization rates of the spared half, of its prompts and of searches from them; what `near` says of the
-    erased half, where it can; and `rewritten` of its surrogates (`found`).
+    Of every defence but the pruned one, which is made per image.
     """
-    size, sampling = erasure.sizes(study), erasure.sampling(study)
-    whole = [d for d in some if not d.units]
+    size = erasure.sizes(study)
     numbers = {PROMPT: size.spared, erasure.FROM_PROMPT: size.searched}
-    table = defences.asked(whole, erasing.spared(study), numbers, sampling)
+    return defences.asked(_whole(some), erasing.spared(study), numbers, erasure.sampling(study))
+
+
+def spared_rates(table: pd.DataFrame) -> dict[str, Estimate]:
+    """Rates of the spared half from `spared_table`; {} without adversarial fine-tuning.
+
+    Of its prompts after that training and as trained ("aft_prompt", "trained_prompt"), and of searches from
+    them after it ("aft_search").
+    """
+    rows = {"aft_prompt": (erasure.AFT, PROMPT), "aft_search": (erasure.AFT, erasure.FROM_PROMPT),
+            "trained_prompt": (TRAINED, PROMPT)}  # fmt: skip
+    if erasure.AFT not in set(table["defence"]):
+        return {}
+    found = {name: erasure.rate(table, *row) for name, row in rows.items()}
+    return {name: estimate for name, estimate in found.items() if estimate.n}
+
+
+def collateral(
+    study: Study, some: Sequence[Defence], found: Sequence[Surrogate], table: pd.DataFrame
+) -> pd.DataFrame:
+    """A row per defence but the pruned one; cells are text, with interval and n.
+
+    Memorization rates of the spared half (`spared_table`); what `near` says of the erased half, where it can;
+    and `rewritten` of its surrogates (`found`).
+    """
+    whole = _whole(some)
     change = near(study, whole)
     cells = [f"{v:+.3f} [{a:+.3f}, {b:+.3f}]" for v, a, b in change.itertuples(index=False)]
     shown = defences.matrix(table).rename(columns=SPARED)
@@ -37,6 +61,10 @@ def collateral(study: Study, some: Sequence[Defence], found: Sequence[Surrogate]
         shown[NEAR] = pd.Series(cells, index=change.index)
     shown[REWRITTEN] = [memorization_rate(rewritten(d, study, found)).cell for d in whole]
     return shown
+
+
+def _whole(some: Sequence[Defence]) -> list[Defence]:
+    return [d for d in some if not d.units]
 
 
 def near(study: Study, some: Sequence[Defence]) -> pd.DataFrame:

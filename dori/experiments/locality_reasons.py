@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dori.claims import holds, judge, load_claims, show_number
+from dori.claims import FAILS, holds, judge, load_claims, show_number
 from dori.experiments.locality_embeddings import bounds, spread_ratio
 from dori.experiments.locality_levels import LEAST, LEVELS, index, tells
 from dori.experiments.locality_transfer import OTHER, SAME
@@ -52,7 +52,7 @@ def against_paper(figures: Mapping[str, Mapping[str, Any]]) -> str:
         f"{claim.op} {claim.value:g})"
         for claim in load_claims()
         if claim.chapter.startswith("03") and claim.of_paper
-        and judge(claim, figures.get(claim.metric)) == "does not replicate"
+        and judge(claim, figures.get(claim.metric)) == FAILS
     ]  # fmt: skip
     if not failed:
         return "**With the paper**: none of its claims that were measured in this chapter fails."

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dori.claims import holds
-from dori.experiments import defences, erasing, erasure
-from dori.experiments.defences import PROMPT, TRAINED, TWIN, Defence
-from dori.experiments.erasure import AFT, FROM_PROMPT
+from dori.experiments import erasure
+from dori.experiments.defences import TWIN
+from dori.experiments.erasure import AFT
 from dori.experiments.pruned import HELD_OUT, Choice, shown
 from dori.metrics.intervals import Estimate
-from dori.study import Study
 
 TITLE = "**What to take away**"
 Figures = Mapping[str, Estimate]
@@ -45,7 +44,7 @@ def pruning(
         "the embedding need not carry the image, for which so few tokens leave little room",
     )
     lines += [_words(m.lower(), choice, figures) for m, choice in chosen.items()]
-    return _listed(lines)
+    return listed(lines)
 
 
 def _method(name: str, choice: Choice, figures: Figures, loss: Estimate | None) -> str:
@@ -115,25 +114,6 @@ def _words(name: str, choice: Choice, figures: Figures) -> str | None:
     )
 
 
-def spared_rates(study: Study, some: Sequence[Defence]) -> dict[str, Estimate]:
-    """Rates of the half that nobody asked to erase; {} without adversarial fine-tuning.
-
-    Of its prompts after that training and as trained ("aft_prompt", "trained_prompt"), and of searches from
-    them after it ("aft_search").
-    """
-    size, by_label = erasure.sizes(study), {d.label: d for d in some}
-    if AFT not in by_label:
-        return {}
-    asked = {"aft_prompt": (AFT, PROMPT, size.spared), "aft_search": (AFT, FROM_PROMPT, size.searched),
-             "trained_prompt": (TRAINED, PROMPT, size.spared)}  # fmt: skip
-    spared, draws, found = erasing.spared(study), erasure.sampling(study), {}
-    for name, (label, attacker, n) in asked.items():
-        if n != 0 and len(spared):
-            table = defences.ask(by_label[label], attacker, spared.head(n), draws)
-            found[name] = erasure.rate(table, label, attacker)
-    return found
-
-
 def erasing_trained(
     figures: Figures,
     *,
@@ -142,15 +122,16 @@ def erasing_trained(
     costs: Figures,
     spared: Figures,
 ) -> str:
-    """Chapter 4, in Markdown: from `erasure.headline_rates`, `told_apart`, `aft_costs` and `spared_rates`."""
+    """Chapter 4, in Markdown: from `erasure.headline_rates`, `told_apart`, `aft_costs`, and
+    `collateral.spared_rates`."""
     if "mr_aft_own_prompt" not in figures:
-        return _listed([
+        return listed([
             "No trained remedy comes with the book for this model, so what stands above is the model as it "
             "is and pruned. `dori mitigate --method adversarial` trains one."
         ])  # fmt: skip
     lines = [_short_searches(figures), _long_search(figures), twin_compared(p, powers)]
     lines += [_others(figures), _price(costs), _spared(spared)]
-    return _listed(lines)
+    return listed(lines)
 
 
 def _short_searches(figures: Figures) -> str:
@@ -244,6 +225,6 @@ def _spared(found: Figures) -> str | None:
     return text + (f"; a search from them, after the training, {search.percent}." if search else ".")
 
 
-def _listed(lines: Sequence[str | None]) -> str:
+def listed(lines: Sequence[str | None]) -> str:
     """Markdown: the title, and a bullet for each line that there is."""
     return "\n".join([TITLE, "", *(f"- {line}" for line in lines if line)])

@@ -10,13 +10,12 @@ from typing import Any
 from bookbuild.results import Figures
 from dori.claims import PRESET_ORDER, Claim, crosses, judge, load_claims
 
-STATUSES = ("replicates", "does not replicate", "not measured")
 PRESETS = PRESET_ORDER
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`status` is one of STATUSES; `figure` is what was measured."""
+    """`status` is one of `dori.claims.STATUSES`; `figure` is what was measured."""
 
     claim: Claim
     status: str

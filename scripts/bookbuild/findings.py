@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bookbuild.claims import STATUSES, Verdict, chapter_number
+from bookbuild.claims import Verdict, chapter_number
 from bookbuild.pages import cell_link, table, verdict_says
-from dori.claims import Claim, show_number
-
-HOLDS, FAILS, UNKNOWN = STATUSES
+from dori.claims import HOLDS, UNKNOWN, Claim, show_number
 
 
 @dataclass(frozen=True)

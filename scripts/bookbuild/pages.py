@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bookbuild.claims import STATUSES, Verdict, chapter_number
+from bookbuild.claims import Verdict, chapter_number
 from bookbuild.layout import Layout
 from bookbuild.results import Figures, show, show_number
-from dori.claims import CROSSES, Claim, verdict_words
+from dori.claims import CROSSES, STATUSES, UNKNOWN, Claim, verdict_words
 
 MARKS = dict(zip(STATUSES, "✓✗–", strict=True))
 SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
@@ -127,7 +127,7 @@ def verdict_says(verdict: Verdict) -> str:
     text = f"{MARKS[verdict.status]} {verdict_words(verdict.claim, verdict.status)}"
     if verdict.open_interval:
         return f"{text}; {CROSSES}"
-    if verdict.status == "not measured" and verdict.figure:
+    if verdict.status == UNKNOWN and verdict.figure:
         return text + f" at preset {verdict.claim.preset}"
     return text
 
