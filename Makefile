@@ -8,6 +8,7 @@
 # make records                        the same, and what was measured is packed into data/records
 # make records CHAPTER=02 MISSING=1   only what data/records does not hold of this chapter is measured
 # make book MODEL=org/name BENCHMARK=prompts.csv PRESET=full DEVICE=cuda     the book for another model
+# make book AT_ONCE=1               one chapter after the other; else as many as there are cores, at most four
 # make book TORCH_INDEX=URL         take torch from this index (CPU wheels on Linux: see README, "Set up")
 
 SHELL := /bin/bash
@@ -30,15 +31,16 @@ PRESET ?= quick
 DEVICE ?=
 DTYPE ?=
 RECORDS ?= shipped
+AT_ONCE ?=
 MISSING ?=
 BOOK_ARGS := --preset $(PRESET) -p records $(RECORDS) $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MODEL),-p model $(MODEL)) \
     $(if $(BENCHMARK),-p benchmark $(BENCHMARK)) $(if $(DEVICE),-p device $(DEVICE)) \
-    $(if $(DTYPE),-p dtype $(DTYPE))
+    $(if $(DTYPE),-p dtype $(DTYPE)) $(if $(AT_ONCE),--at-once $(AT_ONCE))
 
 .PHONY: help book print records test lint env serve hero clean distclean
 
 help:
-	@sed -n '1,12s/^# \{0,1\}//p' Makefile
+	@sed -n '1,13s/^# \{0,1\}//p' Makefile
 
 book: env node_modules/.stamp
 	$(BIN)/python scripts/build.py $(BOOK_ARGS)

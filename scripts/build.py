@@ -38,6 +38,8 @@ from dori.errors import DoriError
 
 # Pages are no terminal: progress bars would be written into them line by line.
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+CORES = os.cpu_count() or 1
+MOST_AT_ONCE = 4  # chapters; each takes about 1.3 GiB
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -54,7 +56,16 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         metavar=("NAME", "VALUE"),
         help="a parameter of the chapters, as for papermill; repeatable",
     )
+    parser.add_argument(
+        "--at-once", type=int, help="chapters executed side by side (one a core, for the bundled model)"
+    )
     return parser.parse_args(arguments)
+
+
+def chapters_at_once(parameters: dict[str, Any]) -> int:
+    """One chapter a core: the bundled model is too small to use several. Another model has the machine."""
+    bundled = parameters.get("model", "testbed") == "testbed"
+    return min(CORES, MOST_AT_ONCE) if bundled and parameters.get("device", "cpu") in ("auto", "cpu") else 1
 
 
 def assemble(layout: Layout) -> None:
@@ -110,12 +121,11 @@ def make_site(layout: Layout, *, strict: bool) -> None:
         raise BuildError(f"the site has {len(faults)} faults, listed above")
 
 
-def build(layout: Layout, parameters: dict[str, Any], chapter: str | None) -> None:
+def build(layout: Layout, parameters: dict[str, Any], chapter: str | None, at_once: int) -> None:
     """The whole way, from sources to the checked site."""
     layout.build.mkdir(exist_ok=True)
-    executor = Executor(layout, parameters)
-    for source in layout.chapters(chapter):
-        executor.run(source)
+    sources = layout.chapters(chapter)
+    Executor(layout, parameters, min(at_once, len(sources))).run_all(sources)
     assemble(layout)
     make_site(layout, strict=chapter is None)
 
@@ -127,7 +137,11 @@ def main(arguments: list[str]) -> int:
     layout = Layout(Path(__file__).resolve().parents[1])
     started = time.monotonic()
     try:
-        build(layout, dict(options.parameter) | {"preset": options.preset}, options.chapter)
+        parameters = dict(options.parameter) | {"preset": options.preset}
+        at_once = options.at_once or chapters_at_once(parameters)
+        if at_once > 1:
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // at_once)))
+        build(layout, parameters, options.chapter, at_once)
     except (BuildError, DoriError) as error:
         print(f"book: {error}", file=sys.stderr)
         return 2

@@ -111,6 +111,34 @@ def test_a_chapter_runs_once_and_again_after_a_change(layout, capsys):
     assert execute.read_record(layout, "01_first") == first, "a failed run leaves the last good one"
 
 
+def test_chapters_run_side_by_side_and_the_first_fault_ends_the_build(layout):
+    wait = (
+        "import time\nend = time.monotonic() + 120\n"
+        "while not pathlib.Path(%r).exists() and time.monotonic() < end: time.sleep(0.1)\n"
+        "assert time.monotonic() < end, 'the other chapter does not run'"
+    )
+    marks = [layout.root / "dori" / name for name in ("1", "2")]
+    for number, own, other in (("01_first", *marks), ("02_second", *reversed(marks))):
+        cell = f"import pathlib\npathlib.Path({str(own)!r}).touch()\n" + wait % str(other)
+        (layout.notebooks / f"{number}.py").write_text(CHAPTER.replace("print(preset)", cell))
+    execute.Executor(layout, {}, at_once=2).run_all(layout.chapters())
+    records = execute.read_records(layout)
+    assert [r["chapter"] for r in records] == ["01_first", "02_second"]
+    assert {r["at_once"] for r in records} == {2}
+    (layout.notebooks / "02_second.py").write_text(CHAPTER.replace("print(preset)", "print(1 / 0)"))
+    with pytest.raises(BuildError, match=r"02_second: (?s:.*)ZeroDivisionError"):
+        execute.Executor(layout, {}, at_once=2).run_all(layout.chapters())
+    assert execute.read_record(layout, "02_second") == records[1], "a failed run leaves the last good one"
+
+
+def test_chapters_share_the_cores_unless_the_model_is_another(monkeypatch):
+    import build
+
+    monkeypatch.setattr(build, "CORES", 2)
+    assert build.chapters_at_once({}) == build.chapters_at_once({"model": "testbed", "device": "cpu"}) == 2
+    assert build.chapters_at_once({"model": "sd14"}) == build.chapters_at_once({"device": "cuda"}) == 1
+
+
 def test_bad_input_of_a_chapter_is_one_clear_line_and_the_cell(layout):
     source = layout.chapters()[0]
     fault = "class DoriError(Exception): pass\nraise DoriError('no model x')"

@@ -6,13 +6,16 @@ import ast
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,6 @@ from bookbuild.stage import prepare_chapter
 INJECTED = "injected-parameters"
 SAME = 0.05  # a measurement made again agrees with the shipped one if no number differs by more (store)
 ENOUGH = 0.9  # share of them that has to
-KERNEL = Config({"KernelManager": {"transport": "ipc"}})  # files between build and kernel, no open ports
 
 
 def hash_files(root: Path, paths: Iterable[Path], extra: str = "") -> str:
@@ -98,15 +100,18 @@ def run_notebook(layout: Layout, prepared: Path, parameters: Mapping[str, Any]) 
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        notebook = papermill.execute_notebook(
-            str(prepared),
-            str(unfinished),
-            parameters=dict(parameters),
-            kernel_name="python3",
-            cwd=str(layout.root),
-            progress_bar=sys.stderr.isatty(),
-            config=KERNEL,
-        )
+        with tempfile.TemporaryDirectory(prefix="dori-kernel-") as sockets:
+            # Build and kernel talk through files of this chapter's own: no open ports, no mix-up.
+            talk = {"transport": "ipc", "ip": str(Path(sockets) / "ipc")}
+            notebook = papermill.execute_notebook(
+                str(prepared),
+                str(unfinished),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                cwd=str(layout.root),
+                progress_bar=sys.stderr.isatty(),
+                config=Config({"KernelManager": talk}),
+            )
     except papermill.PapermillExecutionError as error:
         told = str(error)
         if error.ename == "DoriError":  # written for people: its one line says it all, without a traceback
@@ -149,9 +154,10 @@ def peak_memory() -> float:
 class Executor:
     """Executes chapters that changed. One hash covers all of a chapter: source, dori/, data, parameters."""
 
-    def __init__(self, layout: Layout, wanted: Mapping[str, Any]) -> None:
+    def __init__(self, layout: Layout, wanted: Mapping[str, Any], at_once: int = 1) -> None:
         self.layout = layout
         self.wanted = dict(wanted)
+        self.at_once = at_once
         self.shared = hash_files(layout.root, shared_inputs(layout))
         self.declared: dict[str, dict[str, Any]] = {}
         for source in layout.chapters():
@@ -165,6 +171,24 @@ class Executor:
             folder = self.layout.runs / chapter / str(chosen.get("preset", "default"))
             chosen["run_dir"] = folder.relative_to(self.layout.root).as_posix()
         return chosen
+
+    def run_all(self, sources: Sequence[Path]) -> None:
+        """Run chapters, `at_once` of them side by side, each from a process of its own.
+
+        Raises BuildError as the first that fails does; those that are running by then are let finish.
+        """
+        if self.at_once == 1:
+            for source in sources:
+                self.run(source)
+            return
+        with ProcessPoolExecutor(self.at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
+            runs = [pool.submit(self.run, source) for source in sources]
+            try:
+                for run in as_completed(runs):
+                    run.result()
+            except BuildError:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def run(self, source: Path) -> dict[str, Any]:
         """Execute the chapter unless its last run still stands; return the record of the run that stands."""
@@ -185,6 +209,7 @@ class Executor:
             "parameters": self.declared[source.stem] | parameters,
             "seconds": round(time.monotonic() - started, 1),
             "peak_gib": round(peak_memory(), 2),
+            "at_once": self.at_once,
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "commit": git_commit(self.layout.root),
             "measured": measured(headlines.parent, source.stem),
