@@ -20,6 +20,7 @@ from dori.study import Sampling, Study
 
 # Nothing; sets by id, applied to regular prompts in turn; one joint set; or another model, such as the twin.
 Pruning = Mapping[str, Units] | Units | Study | None
+EMBEDDED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +106,15 @@ def _draw(
 def _held_out(study: Study, clip: ClipScorer) -> Tensor:
     """CLIP features of all held-out images that can be read, (N, d); others cost a line of the log."""
     size, features, skipped = study.model.defaults.image_size, [], {}
-    for i in study.regular.ids:
-        try:
-            features.append(clip.embed_images(study.regular.images([i], size=size)))
-        except DoriError as error:
-            skipped[i] = str(error)
+    for first in range(0, len(study.regular), EMBEDDED_AT_ONCE):
+        images = []
+        for i in study.regular.ids[first : first + EMBEDDED_AT_ONCE]:
+            try:
+                images.append(study.regular.images([i], size=size))
+            except DoriError as error:
+                skipped[i] = str(error)
+        if images:
+            features.append(clip.embed_images(torch.cat(images)))
     report(skipped, of=len(study.regular))
     return torch.cat(features)
 
