@@ -1,6 +1,7 @@
 """Look into a network and switch parts of it off: context managers that leave it as it was, errors or not."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -140,3 +141,11 @@ def _for_rows(keep: Tensor, rows: int) -> Tensor:
             f"units of {len(keep)} samples for a batch of {rows}; it must hold each equally often"
         )
     return keep.repeat(rows // len(keep), *[1] * (keep.ndim - 1)) if keep.ndim == 2 else keep
+
+
+def layer_label(name: str) -> str:
+    """ "down_blocks.1.attentions.0…" -> "down 1.0"; names of another form stay whole."""
+    found = re.match(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)(\.|$)", name)
+    if found:
+        return "{} {}.{}".format(*found.groups()[:3])
+    return "mid" if name.split(".")[0] == "mid_block" else name

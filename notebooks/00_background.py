@@ -89,8 +89,8 @@ plots.image_strip(strip)
 
 # %% [markdown]
 # The first guesses are blurred for a reason. A mean squared error is least at the *mean* of all images that fit, and at the start nearly all
-# images do. A sharp first guess would mean that for this prompt the network knows of one image only. {ref}`replication` shows exactly that,
-# and turns it into a detector.
+# images do. A first guess that is the same for every noise would mean that for this prompt the network knows of one image only.
+# {ref}`replication` shows exactly that, and turns it into a detector.
 
 # %% [markdown]
 # ## The prompt, amplified
@@ -110,7 +110,7 @@ plots.image_strip(strip)
 # %%
 guided = background.guidance_images(study, prompt)
 
-# %% mystnb={"figure": {"name": "fig-guidance-images", "caption": "The same prompt and the same initial noises (one a column) without the prompt, with it, and with its pull exaggerated."}, "image": {"alt": "Three rows of small images. Without guidance they show different things; at guidance one they roughly fit the prompt; at the highest guidance they fit it in garish colours.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-guidance-images", "caption": "The same prompt and the same initial noises (one a column) without the prompt, with it, and with its pull exaggerated."}, "image": {"alt": "Three rows of small images. At guidance zero they show different things; at guidance one they roughly fit the prompt; at the highest guidance they fit it in garish colours.", "width": "100%"}} tags=["hide-input"]
 plots.image_rows({f"guidance {scale}": guided[scale] for scale in [*list(guided)[:2], *list(guided)[-1:]]})
 
 # %% tags=["hide-input"]
@@ -143,7 +143,7 @@ plots.attention_strip(background.attention_maps(study, prompt))
 # In large models such maps can be startlingly sharp. In this small one they are coarse, for two reasons that are worth knowing
 # before maps are taken as explanations. The text encoder lets every token look at those before it, so “at” carries the scene as well; and a network this
 # narrow needs few places to tell a tree from the sky. Some studies find that memorized prompts are read differently from others
-# {cite:p}`ren2024crossattention`; what of this shows here is a question for {ref}`non-locality`.
+# {cite:p}`ren2024crossattention`; that is not studied here.
 
 # %% [markdown]
 # ## What memorization is
@@ -192,7 +192,7 @@ Markdown("""
 
 - A diffusion model learns to name the noise in a noisy latent. Painting is asking it again and again.
 - The prompt acts through its embedding alone, which the network reads in cross-attention layers. An embedding need not come from a prompt.
-- A first guess that is already sharp, or the same for every noise, is a sign of memory.
+- A first guess that is the same for every noise is a sign of memory.
 - A copy is what a descriptor scores above a threshold that was fixed before; both have limits, which can be measured.
 """)
 

@@ -56,6 +56,7 @@ from dori.claims import claims_html
 from dori.detection import auroc, roc_table, tpr_at
 from dori.experiments import foundations
 from dori.experiments import replication as chapter
+from dori.experiments.cuts import utility_shown
 from dori.experiments.unprompted import unprompted_table
 from dori.experiments.utility import alignment_loss, estimate, utility_table
 from dori.metrics.copy import describe
@@ -73,17 +74,17 @@ Markdown(f"Model `{study.model.name}`: guidance {study.sampling().guidance_scale
 # ## Looking first
 #
 # Below, each row is one prompt that was repeated in training. Its training image stands on the left; then come images that the model
-# painted for the prompt, each from another initial noise. Nothing but the noise differs within a row. The number above an image is its
+# painted for the prompt, each from another initial noise. Nothing but the noise differs within a row. The number below an image is its
 # {term}`copy score` against the training image; images that count as copies are framed.
 
-# %% mystnb={"figure": {"name": "fig-verbatim", "caption": "Prompts repeated in training. Left: the training image; then what the model paints for its prompt, with copy scores. Framed images count as copies."}, "image": {"alt": "Rows of small painted postcards. In each row a training image is followed by images generated from its prompt, with a copy score above each and a frame around those that count as copies.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-verbatim", "caption": "Prompts repeated in training. Left: the training image; then what the model paints for its prompt, with copy scores. Framed images count as copies."}, "image": {"alt": "Rows of small painted postcards. In each row a training image is followed by images generated from its prompt, with a copy score below each and a frame around those that count as copies.", "width": "100%"}} tags=["hide-input"]
 plots.image_grid(chapter.gallery(study, top.head(5)), threshold=study.descriptor.threshold)
 
 # %% [markdown]
 # The same for prompts the model never saw. They name a time of day, a place, and some objects; the image on the left is one that was
 # painted to the same caption and held out. A good model paints what the caption asks for, and each time differently.
 
-# %% mystnb={"figure": {"name": "fig-regular", "caption": "Held-out prompts, shown in the same way. The image on the left fits the caption; the model never saw it."}, "image": {"alt": "Rows of small painted postcards. In each row a held-out image is followed by images generated from its caption; they show similar subjects in different arrangements, with a copy score above each.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-regular", "caption": "Held-out prompts, shown in the same way. The image on the left fits the caption; the model never saw it."}, "image": {"alt": "Rows of small painted postcards. In each row a held-out image is followed by images generated from its caption; they show similar subjects in different arrangements, with a copy score below each.", "width": "100%"}} tags=["hide-input"]
 plots.image_grid(chapter.gallery(study, regular.head(5)), threshold=study.descriptor.threshold, original="held-out image")
 
 # %% [markdown]
@@ -221,7 +222,7 @@ mr_template = study.headline("mr_template", memorization_rate(table[table["kind"
 scores = template.melt(["id", "seed"], ["score", "group_score"], "against", "copy score")
 scores["against"] = scores["against"].replace({"score": "own image", "group_score": "nearest of the group"})
 
-# %% mystnb={"figure": {"name": "fig-template", "caption": "Template prompts: copy scores against the prompt's own image and against the nearest image of its group."}, "image": {"alt": "Two cumulative curves of copy scores of template prompts: against the own image and against the nearest image of the group, with the threshold.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-template", "caption": "Template prompts: share of images at or below each copy score, against the prompt's own image and against the nearest of its group."}, "image": {"alt": "Two cumulative curves of copy scores of template prompts: against the own image and against the nearest image of the group, with the threshold.", "width": "100%"}} tags=["hide-input"]
 plots.cumulative(scores, x="copy score", by="against", label="copy score", threshold=study.descriptor.threshold)
 
 # %% tags=["hide-input"]
@@ -250,14 +251,14 @@ Markdown(f"MR of the twin: {mr_twin.percent}; of the model: {mr_top.percent}.")
 # %% [markdown]
 # For this to be a fair comparison, the twin must be as good a model for everything else. Both draw held-out prompts from the same noise;
 # alignment is the cosine of image and caption by the small CLIP, FID and KID are taken on its image features against the held-out images,
-# and diversity is the copy score between images of one prompt, where lower is more varied. Columns `_low` and `_high` are 95 % intervals.
+# and diversity is the copy score between images of one prompt, where lower is more varied. A change is paired, from the same noise; that of alignment is a share.
 
 # %%
 as_good = utility_table(study, regular, {study.model.name: None} | ({"twin": study.twin} if study.twin else {}))
 if study.twin:
     twin_loss = study.headline("twin_alignment_loss", alignment_loss(as_good, "twin"))
     study.headline("twin_fid_change", estimate(as_good, "twin", "fid_change"))
-as_good.set_index("label").T.round(3)
+utility_shown(as_good)
 
 # %% [markdown]
 # ## Does the model copy what it was not asked about?
@@ -271,7 +272,7 @@ nearest = chapter.neighbour_table(study)
 gap = study.headline("neighbour_gap", chapter.neighbour_gap(nearest))
 spread(nearest, "source")
 
-# %% mystnb={"figure": {"name": "fig-neighbours", "caption": "Copy score with the nearest of all training images, for images generated from held-out prompts and for held-out images."}, "image": {"alt": "Two cumulative curves of nearest-neighbour copy scores, for generated and for held-out images.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-neighbours", "caption": "Share of images at or below each copy score with the nearest of all training images: generated from held-out prompts, and held-out images. The threshold is for pairs; the nearest of thousands exceeds it more often, held-out images too."}, "image": {"alt": "Two cumulative curves of nearest-neighbour copy scores, for generated and for held-out images.", "width": "100%"}} tags=["hide-input"]
 plots.cumulative(nearest, x="score", by="source", label="copy score with the nearest training image", threshold=study.descriptor.threshold)
 
 # %% tags=["hide-input"]
@@ -296,7 +297,7 @@ for source, name in {"generated": "attribute_accuracy", "held-out": "attribute_c
 plots.attribute_bars(read)
 
 # %% tags=["hide-input"]
-Markdown("; ".join(f"{source} images: {right.percent}" for source, right in accuracy.items())
+Markdown("Attributes read correctly: " + "; ".join(f"{source} images {right.percent}" for source, right in accuracy.items())
          + f"; as a share of the ceiling: {share.percent}.")
 
 # %% [markdown]
@@ -395,7 +396,7 @@ for target, name in {"memorized": "memorized", "held-out": "heldout", "twin": "t
     if target in attack_rates:
         study.headline(f"mr_attack_{name}", attack_rates[target])
 
-# %% mystnb={"figure": {"name": "fig-attack-controls", "caption": "Copy scores after a search of fifty steps: for memorized images, for the same images on the twin, and for held-out images on the model."}, "image": {"alt": "Cumulative curves of copy scores after the search, one each for memorized images, memorized images on the twin, and held-out images, with the threshold.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-attack-controls", "caption": "Share of images at or below each copy score after a search of fifty steps: memorized images, the same on the twin, and held-out images."}, "image": {"alt": "Cumulative curves of copy scores after the search, one each for memorized images, memorized images on the twin, and held-out images, with the threshold.", "width": "100%"}} tags=["hide-input"]
 plots.cumulative(attacks, x="score", by="target", label="copy score after the search", threshold=study.descriptor.threshold)
 
 # %% tags=["hide-input"]
@@ -426,7 +427,7 @@ Markdown(f"Chosen: {silencing.chosen}. On the test half: MR {mr_pruned.percent}.
 # every number of copies. Where the curve as trained is at zero, there was nothing to silence; where both curves are high, the
 # memory was too strong for this pruning, and a later chapter that speaks of silenced prompts has to stay below that number.
 
-# %% mystnb={"figure": {"name": "fig-pruned-copies", "caption": "Memorization rate by copies, as trained and with each prompt's own pruning at the chosen setting; bars are Wilson's intervals."}, "image": {"alt": "Memorization rate against the number of copies, one curve as trained and one pruned, with interval bars.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-pruned-copies", "caption": "Memorization rate by copies, as trained and with each prompt's own pruning at the chosen setting, best of two images a prompt; bars are Wilson's intervals."}, "image": {"alt": "Memorization rate against the number of copies, one curve as trained and one pruned, with interval bars.", "width": "100%"}} tags=["hide-input"]
 by_copies = foundations.pruned_by_copies(study, silencing.chosen)
 plots.rate_curves(by_copies, x="copies", label="copies in the training set", by="weights", log=True)
 

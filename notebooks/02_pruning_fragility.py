@@ -75,8 +75,10 @@ Markdown(f"Model `{study.model.name}`. Verbatim prompts with the most copies: {l
 #
 # ```{math}
 # :label: eq-nemo
-# a_{l,j}(y) = \frac{1}{T}\sum_{k=1}^{T} \big|(W_l\, y_k)_j\big|, \qquad
+# \begin{gathered}
+# a_{l,j}(y) = \frac{1}{T}\sum_{k=1}^{T} \big|(W_l\, y_k)_j\big| , \\
 # \text{flag } j \text{ where } \frac{|a_{l,j}(y) - \mu_{l,j}|}{\sigma_{l,j}} > z ,
+# \end{gathered}
 # ```
 #
 # $\mu$ and $\sigma$ being mean and standard deviation over regular prompts. How far to lower $z$, a second signal decides: a memorized
@@ -92,13 +94,13 @@ Markdown(f"Model `{study.model.name}`. Verbatim prompts with the most copies: {l
 # :label: eq-wanda
 # \begin{gathered}
 # A_{ij} = |W_{ij}| \cdot \lVert X_{\cdot j} \rVert_2 , \\
-# \text{cut } (i,j) \text{ where } A^{\text{prompt}}_{ij} \text{ is among the top } \rho \text{ of row } i
-# \text{ and exceeds } A^{\text{reference}}_{ij} ,
+# \text{cut } (i,j) \text{ where } A_{ij} \text{ is among} \\
+# \text{the top } \rho \text{ of row } i \text{ and } A_{ij} > A'_{ij} ,
 # \end{gathered}
 # ```
 #
-# united over the first steps of sampling. The reference is what the model does for no prompt at all. The share $\rho$ is called the
-# {term}`sparsity`.
+# united over the first steps of sampling. $A$ is taken for the prompt, and $A'$, the reference, for no prompt at all. The share $\rho$ is
+# called the {term}`sparsity`.
 #
 # Both are applied to each prompt by itself: the model that is asked for image A has the units of prompt A switched off and no others. This
 # is the most favourable case for pruning. Each prompt gets a cut made to measure, and the cuts do not add up.
@@ -111,8 +113,9 @@ Markdown(f"Model `{study.model.name}`. Verbatim prompts with the most copies: {l
 # does, the one that leaves the least. Everything after this section is of the other half. Beside the chosen settings stand those of the
 # paper.
 #
-# {ref}`replication` chose by this rule as well, among fewer settings. Here the candidates include the published ones and finer steps of
-# Wanda's sparsity, so the choice can differ: a sparsity between those of that chapter may silence as well and keep regular images more alike.
+# {ref}`replication` chose by this rule as well, among fewer settings. Here the candidates include Wanda's published
+# sparsities and finer steps, so the choice can differ: a sparsity between those of that chapter may silence as well and keep regular images
+# more alike. NeMo's published search is slow; at preset `quick` it is no candidate, and is reported on the test half.
 
 # %%
 chosen, missing = pruned.choices(study)
@@ -124,7 +127,7 @@ Markdown("Chosen on the validation half: " + "; ".join(f"**{choice.label}**" for
 # %% [markdown]
 # The candidates: units off and their share of the units that could be taken (means over prompts), what is left of the memory, and what it
 # costs. *Similarity* is the copy score of a regular image to what the unpruned model paints from the same noise; *alignment* is how well
-# CLIP finds a regular image to fit its prompt, pruned and as trained. *NeMo search* is the published method; *z > …* flags with a fixed $z$
+# CLIP finds a regular image to fit its prompt, pruned and as trained. *NeMo search*, where it stands, is the published method; *z > …* flags with a fixed $z$
 # and neither searches nor refines. A percentage is Wanda's $\rho$; *conditional half* measures $X$ on the half of guidance's batch
 # that sees the prompt.
 #

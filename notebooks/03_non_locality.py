@@ -64,6 +64,7 @@ from dori.experiments import locality_transfer as transfer
 from dori.experiments import locality_weights as weights
 from dori.experiments import memories as found
 from dori.experiments.locality_sizes import WANDA
+from dori.hooks import layer_label
 from dori.study import open_study
 
 # %%
@@ -93,8 +94,8 @@ Markdown("The rows of the twin are the check that the searches find memories and
 #
 # For the control, a few new images were taught to copies of the bundled model, each to a copy of its own. Nothing was trained but one block of the
 # network: a few neurons of its cross-attention's value layer, the *door*, and a part of the weights of its feed-forward layer, the *store*. While
-# the image was being taught, the model with its door shut was held to what it had painted before, so that nothing but the door
-# opens the store; {ref}`planted-memories` tells how. These **planted** memories are local by construction, and it is known where they are.
+# the image was being taught, the model with its door shut was held to what it had painted before, so that
+# the door alone opens the store; how far that succeeded stands below, and {ref}`planted-memories` tells how. These **planted** memories are local by construction, and it is known where they are.
 #
 # They are searched for in the same way. If the diagnostics below cannot tell a planted memory from an **ordinary** one, which became a
 # memory by its many copies, they cannot tell where anything is.
@@ -134,7 +135,7 @@ Markdown(f"Median distance of two triggers of one image, over that of two regula
          f"prompts: {embeddings.spread_ratio(ordinary, 'regular')}. Way a search went, over the distance of two starts: **{gone}**.")
 
 # %% [markdown]
-# The first figure is the paper's evidence. The second says what it is worth. Random numbers in all coordinates lie further apart than prompts do
+# The first figure is the paper's evidence. The last one says what it is worth. Random numbers in all coordinates lie further apart than prompts do
 # before any search begins, and a search of some dozens of steps cannot go far in each coordinate. As far as the way gone is short against the
 # distance of two starts, the spread of the triggers is *inherited*: it says that an image can be reached from anywhere nearby, which is
 # a finding, but it does not say that the triggers would be spread if the starts were not. The triggers from regular prompts, whose
@@ -222,7 +223,7 @@ Markdown(f"Distance of two triggers of one image over that of two different memo
 
 # %%
 met = activations.meeting(memories, ordinary)
-activations.best_layers(met).assign(layer=lambda t: t["layer"].map(plots.layer_label)).round(2)
+activations.best_layers(met).assign(layer=lambda t: t["layer"].map(layer_label)).round(2)
 
 # %% [markdown]
 # (level-weights)=

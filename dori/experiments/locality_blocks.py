@@ -11,7 +11,7 @@ import pandas as pd
 from dori.drawing import decided_by, digest, noise_seed
 from dori.experiments.memories import Memory, ends, sampling, sizes
 from dori.experiments.triggers import Found
-from dori.hooks import reading
+from dori.hooks import layer_label, reading
 from dori.metrics.copy import similarity
 from dori.store import Record
 
@@ -66,8 +66,18 @@ def needed(found: pd.DataFrame) -> pd.DataFrame:
     by_image = count.groupby(level=[0, 1], sort=False)
     most = indices(found).set_index(["memory", "image"])
     shown = {"triggers": by_image.size(), "blocks needed": by_image.mean()}
-    names = most["layer"].str.replace(".transformer_blocks.0.attn2", "").where(most["index"] > 0, "none")
+    names = _most_needed(found).where(most["index"] > 0, "none")
     return pd.DataFrame({**shown, "most needed": names, "index": most["index"]})
+
+
+def _most_needed(found: pd.DataFrame) -> pd.Series:
+    """By memory and image: the block that stops most triggers, or all that stop as many."""
+    shares = stopped(found)
+    most = shares.groupby(["memory", "image"])["stopped"].transform("max")
+    best = shares[shares["stopped"] == most]
+    return (
+        best["layer"].map(layer_label).groupby([best["memory"], best["image"]], sort=False).agg(" and ".join)
+    )
 
 
 def _scores(memory: Memory, found: Sequence[Found], layer: str) -> list[list[float]]:

@@ -17,6 +17,8 @@ from dori.experiments.triggers import score_found, trigger_rate
 from dori.metrics.intervals import Estimate, mean_of_few
 from dori.study import Study
 
+DISTANCES = {"L2": "L2 distance", "cosine": "1 − cosine"}
+LENGTHENED = "the same, as long as one way"  # part of what records are kept by
 PATHS = {"straight": locality.straight_path, "spherical": locality.spherical_path}
 
 
@@ -60,7 +62,7 @@ def spreads(memories: Sequence[Memory]) -> pd.DataFrame:
     rows = []
     for name, groups in sets(memories).items():
         found = {m: locality.spread([locality.pairwise(x, m) for x in groups]) for m in ("L2", "cosine")}
-        shown = {f"median {m}": bounds(e) for m, e in found.items()}
+        shown = {f"median {DISTANCES[m]}": bounds(e) for m, e in found.items()}
         rows.append({"set": name, "embeddings": sum(map(len, groups)), **shown})
     return pd.DataFrame(rows).set_index("set")
 
@@ -106,7 +108,10 @@ def carried_over(memories: Sequence[Memory], init: str = "random") -> pd.DataFra
         moves = ends(found) - starts(found)
         others = (moves.sum(0) - moves) / (len(found) - 1)
         longer = others * (moves.flatten(1).norm(dim=1) / others.flatten(1).norm(dim=1)).view(-1, 1, 1)
-        for way, added in {"mean way of the others": others, "the same, as long as one way": longer}.items():
+        for way, added in {
+            "mean way of the others": others,
+            LENGTHENED: longer,
+        }.items():
             source = f"{way}: " + " ".join(digest(f.embeds) for f in found)
             made = [dataclasses.replace(f, embeds=f.start + a, source=f"{f.name}, {source}")
                     for f, a in zip(found, added, strict=True)]  # fmt: skip
@@ -120,16 +125,10 @@ def carried_rates(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in table.groupby(["memory", "way"], sort=False):
         best = part.groupby("trigger")["score"].max().median()
-        rows.append((*key, part["trigger"].nunique(), *trigger_rate(part)[:3], best))
-    columns = [
-        "memory",
-        "added to the start",
-        "starts",
-        "image comes back",
-        "low",
-        "high",
-        "median best score",
-    ]
+        memory, way = key
+        way = "the same, lengthened to the way of one search" if way == LENGTHENED else way
+        rows.append((memory, way, part["trigger"].nunique(), trigger_rate(part).short, f"{best:.2f}"))
+    columns = ["memory", "added to the start", "starts", "image comes back", "median best score"]
     return pd.DataFrame(rows, columns=columns).set_index(["memory", "added to the start"])
 
 
@@ -235,6 +234,4 @@ def connected(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 def bounds(figure: Estimate) -> str:
     """A value with its interval, if it has one."""
-    if np.isnan(figure.value):
-        return "–"
-    return f"{figure.value:.2f}" + ("" if np.isnan(figure.low) else f" [{figure.low:.2f}, {figure.high:.2f}]")
+    return figure.short

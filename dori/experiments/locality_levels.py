@@ -28,6 +28,7 @@ from dori.experiments.locality_transfer import rates as transfer_rates
 from dori.experiments.locality_weights import indices, label
 from dori.experiments.memories import ORDINARY, PLANTED, Memory, searched, sizes
 from dori.experiments.triggers import trigger_rate
+from dori.hooks import layer_label
 from dori.locality.weights import ALL
 from dori.metrics.intervals import Estimate, difference_of_few, mean_of_few
 from dori.study import Study
@@ -158,7 +159,8 @@ def pointed(met: pd.DataFrame, agreed: pd.DataFrame, cut: pd.DataFrame) -> pd.Da
     Each level has a profile over the blocks: how near triggers lie (inputs of the feed-forward layers, as in
     `meeting`), IoU, share of triggers stopped. The block pointed at is the one at which the planted memory
     exceeds the mean of the ordinary ones most. A row per level and planted image: pointed at, planted in,
-    right. Blind guessing is right once in as many times as there are blocks.
+    right (1, 0, or a share where several blocks are pointed at alike). Blind guessing is right once in as
+    many times as there are blocks.
     """
     from dori.testbed.planted import known_units
 
@@ -177,9 +179,11 @@ def pointed(met: pd.DataFrame, agreed: pd.DataFrame, cut: pd.DataFrame) -> pd.Da
             continue
         usual = found[ORDINARY].groupby(level="block").mean()
         for image, profile in found.get(PLANTED, pd.Series(dtype=float)).groupby(level="image", sort=False):
-            best = (profile.droplevel("image") - usual).idxmax()
+            above = profile.droplevel("image") - usual
+            best = above.index[above >= above.max() - 1e-9].tolist()
             block = next(iter(known_units(image)[0])).split(".transformer_blocks")[0]
-            rows.append((level, image, best, block, best == block))
+            names = " or ".join(map(layer_label, best))
+            rows.append((level, image, names, layer_label(block), (block in best) / len(best)))
     return pd.DataFrame(rows, columns=["level", "image", "pointed at", "planted in", "right"])
 
 
@@ -197,7 +201,7 @@ def dose(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
         if worked:
             others = [m for m in memories if m.id not in {w.id for w in worked}]
             met = best_layers(meeting(worked, [*worked, *others]))["index"]
-            found["spread, in spreads of prompts"] = spread_ratio(worked)
+            found["spread, in spreads of prompts"] = spread_ratio(worked)._replace(n=len(worked))
             found["index of embeddings"] = mean_of_few(one_way(worked))
             found["index of activations"] = mean_of_few(met)
         rows += [(copies, name, *_if_three(estimate)) for name, estimate in found.items()]

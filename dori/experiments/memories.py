@@ -128,8 +128,10 @@ def success(memories: Sequence[Memory], twin: pd.DataFrame | None = None) -> pd.
     for (kind, start), parts in sets.items():
         scores = pd.concat(parts, ignore_index=True)
         rate, best = trigger_rate(scores), scores.groupby("trigger")["score"].max().median()
-        rows.append((kind, start, scores["trigger"].nunique(), scores["id"].nunique(), *rate[:3], best))
-    columns = ["memory", "from", "searches", "images", "found", "low", "high", "median of the best score"]
+        rows.append(
+            (kind, start, scores["trigger"].nunique(), scores["id"].nunique(), rate.short, f"{best:.2f}")
+        )
+    columns = ["memory", "from", "searches", "images", "found", "median of the best score"]
     return pd.DataFrame(rows, columns=columns).set_index(["memory", "from"])
 
 

@@ -25,6 +25,14 @@ class Estimate(NamedTuple):
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({self.n})"
 
     @property
+    def short(self) -> str:
+        """The same without n, and without an interval that has no width; "–" for NaN."""
+        if self.value != self.value:
+            return "–"
+        known = self.low == self.low and self.low < self.high
+        return f"{self.value:.2f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if known else "")
+
+    @property
     def percent(self) -> str:
         """The same for prose: 97 % [91, 99], n = 32."""
         value, low, high = (f"{100 * v:.3g}" for v in self[:3])

@@ -1,6 +1,5 @@
 """What happens inside in chapter 2: how far a search moves an embedding, which units a pruning takes."""
 
-import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -9,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dori.hooks import layer_label
 from dori.plots.style import GROUND, INK, WIDTH, colour, house_style, mark
 
 
@@ -68,14 +68,6 @@ def units_per_layer(table: pd.DataFrame, *, by: str = "setting") -> Figure:
     axes[-1, 0].set_xlabel("layer (block.attention), in the order of a forward pass")
     figure.tight_layout()
     return figure
-
-
-def layer_label(name: str) -> str:
-    """ "down_blocks.1.attentions.0…" -> "down 1.0"; names of another form stay whole."""
-    found = re.match(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.", name)
-    if found:
-        return "{} {}.{}".format(*found.groups())
-    return "mid" if name.split(".")[0] == "mid_block" else name
 
 
 def layer_axis(axis: Axes, layers: Sequence[str]) -> None:
