@@ -61,7 +61,7 @@ from dori.experiments.unprompted import unprompted_table
 from dori.experiments.utility import alignment_loss, estimate, utility_table
 from dori.metrics.copy import describe
 from dori.metrics.intervals import bootstrap
-from dori.metrics.replication import median_score, memorization_rate, pair_rate, rates, spread
+from dori.metrics.replication import median_score, memorization_rate, pair_rate, rates, rates_shown, spread
 from dori.study import generate_and_score, open_study
 
 # %%
@@ -174,7 +174,7 @@ plots.copies_curve(chapter.dose_response(table))
 
 # %%
 dose = study.headline("copies_spearman", chapter.dose_correlation(table))
-chapter.dose_response(table).round(2).set_index("copies")
+rates_shown(chapter.verbatim_runs(table), ["copies"])
 
 # %% tags=["hide-input"]
 Markdown(f"Rank correlation of copies and best score, over prompts: {dose}.")
@@ -240,7 +240,7 @@ Markdown(f"Template prompts: MR {mr_template.percent} against their own image. O
 pairs = chapter.twin_table(study)
 twin_runs = pairs[pairs["model"] == "twin"]
 mr_twin = study.headline("mr_twin", memorization_rate(twin_runs))
-rates(pairs, ["model"]).round(2).set_index("model")
+rates_shown(pairs, ["model"])
 
 # %% mystnb={"figure": {"name": "fig-twin", "caption": "The same prompts and noise on the model and on its twin, which never saw the training images in the first row."}, "image": {"alt": "Three rows of small images: training images, what the model paints for their prompts, and what the twin paints from the same noise.", "width": "100%"}} tags=["hide-input"]
 plots.image_rows(chapter.twin_rows(study))

@@ -56,7 +56,7 @@ from dori.claims import claims_html
 from dori.experiments import cuts, pruned, retention, takeaways
 from dori.experiments.reach import reach_table
 from dori.experiments.replication import regular_prompts
-from dori.metrics.replication import rates
+from dori.metrics.replication import MR, rates_shown
 from dori.study import open_study
 
 # %%
@@ -167,7 +167,7 @@ plots.units_per_layer(layers)
 # %%
 some, others = test.head(8), regular_prompts(study).head(16)
 reached = reach_table(study, some, others, sampling=pruned.sampling(study))
-reached.round(2).set_index("group")
+reached.round(2).set_index("group").rename(columns={"alignment_lost": "alignment lost"})
 
 # %% [markdown]
 # ### Is the pruned model still of use?
@@ -183,7 +183,7 @@ reached.round(2).set_index("group")
 utility = cuts.utility(study, chosen, off)
 cuts.utility_shown(utility)
 
-# %% mystnb={"figure": {"name": "fig-utility", "caption": "Regular prompts under each pruning. The dotted line is the unpruned model."}, "image": {"alt": "One panel for each measure of quality, one row for each pruning, with interval bars and a dotted line at the unpruned model.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-utility", "caption": "Regular prompts under each pruning, with 95 % intervals. The dotted line is the unpruned model."}, "image": {"alt": "One panel for each measure of quality, one row for each pruning, with interval bars and a dotted line at the unpruned model.", "width": "100%"}} tags=["hide-input"]
 plots.utility(utility)
 
 # %% tags=["hide-input"]
@@ -267,7 +267,7 @@ Markdown(f"""Memorization rates on the test half:
 # %%
 hardest = retention.hardest(table, chosen)
 longer = retention.longer_runs(study, hardest)
-rates(longer, ["target", "steps"]).round(2).set_index(["target", "steps"])
+rates_shown(longer, ["target", "steps"])
 
 # %% tags=["hide-input"]
 Markdown(f"Memorized images are under {hardest.label}; all searches start from random numbers.")
@@ -296,8 +296,7 @@ Markdown(f"Free numbers of an embedding of this model: {study.model.unconditiona
 # %%
 main = pruned.most_silent(chosen)
 curves = retention.budget_runs(study, main)
-found = rates(curves, ["target", "steps"]).round(2)
-found.pivot(index="steps", columns="target", values=["mr", "best_score"])
+rates_shown(curves, ["steps", "target"])[MR].unstack("target")
 
 # %% mystnb={"figure": {"name": "fig-budget", "caption": "Memorization rate against the steps of the search from the prompt: memorized images under pruning, the same images on the twin, and held-out images on the model as trained. Bands are Wilson's intervals."}, "image": {"alt": "Three curves of memorization rate against the number of search steps, for memorized images, the same images on the twin, and held-out images, with interval bands and a mark where a control first exceeds one per cent.", "width": "100%"}} tags=["hide-input"]
 plots.budget_curves(curves)
@@ -325,7 +324,7 @@ Markdown(f"Memorized images are under {main.label}. First number of steps, of th
 between = retention.between_prompts(study)
 retention.movement_table(table, between).round(2)
 
-# %% mystnb={"figure": {"name": "fig-movement", "caption": "How far the search went from its start, a dot for each image, filled where it brought the image back. Dashed: the median distance between two prompts."}, "image": {"alt": "Two panels against the number of search steps: the distance of the embedding from its start and the cosine to it, a dot for each image, for memorized images, the twin and held-out images, with the distance between two prompts as a dashed line.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-movement", "caption": "How far the search went from its start, a dot for each image, filled where it brought the image back; lines are medians. Thin black dashes: the median distance between two prompts."}, "image": {"alt": "Two panels against the number of search steps: the distance of the embedding from its start and the cosine to it, a dot for each image, for memorized images, the twin and held-out images, with the distance between two prompts as a dashed line.", "width": "100%"}} tags=["hide-input"]
 plots.movement(curves, reference=between["moved"])
 
 # %% tags=["hide-input"]
@@ -342,8 +341,7 @@ Markdown(f"Successful searches from the prompt under pruning: median distance fr
 
 # %%
 limits = retention.limited_runs(study, main)
-found = rates(limits, ["limit", "target"]).round(2)
-found.pivot(index="limit", columns="target", values=["mr", "best_score"])
+rates_shown(limits, ["limit", "target"])[MR].unstack("target")
 
 # %% mystnb={"figure": {"name": "fig-limits", "caption": "Memorization rate after a search with limits: so many tokens may move, or the embedding must stay within a radius, given in distances between two prompts. Memorized images are under pruning, the twin is whole; without a twin, held-out images stand in its place."}, "image": {"alt": "Memorization rates with interval bars by limit on the search, for memorized images under pruning and for the same images on the twin.", "width": "100%"}} tags=["hide-input"]
 plots.limit_rates(limits)
@@ -362,7 +360,7 @@ Markdown(f"With four free tokens, memorized minus twin: {pruned.shown(gap_4)}.")
 
 # %%
 words = retention.words_runs(study, chosen)
-rates(words, ["weights", "prompt"]).round(2).set_index(["weights", "prompt"])
+rates_shown(words, ["weights", "prompt"])
 
 # %% tags=["hide-input"]
 figures |= (by_words := retention.words_rates(words, chosen))

@@ -64,7 +64,6 @@ from dori.experiments import locality_transfer as transfer
 from dori.experiments import locality_weights as weights
 from dori.experiments import memories as found
 from dori.experiments.locality_sizes import WANDA
-from dori.hooks import layer_label
 from dori.study import open_study
 
 # %%
@@ -184,7 +183,7 @@ embeddings.carried_rates(embeddings.carried_over(memories)).round(2)
 # the length of the vector stays what it is for random numbers. Does the image stay? If so, the triggers are one large region that the searches enter at
 # different points, and "many triggers" is a matter of speech. If not, they are islands.
 
-# %% mystnb={"figure": {"name": "fig-paths", "caption": "Copy score on the way from one trigger to another of the same image."}, "image": {"alt": "Two panels, straight and spherical path: copy score against the share of the way, a thin line for each pair of triggers, thick lines for the medians of ordinary and planted memories, a dashed line at the threshold.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-paths", "caption": "Copy score on the way from one trigger to another of the same image: thin lines are pairs, thick ones medians."}, "image": {"alt": "Two panels, straight and spherical path: copy score against the share of the way, a thin line for each pair of triggers, thick lines for the medians of ordinary and planted memories, a dashed line at the threshold.", "width": "100%"}} tags=["hide-input"]
 walked = embeddings.paths(memories)
 plots.path_scores(walked, threshold=study.descriptor.threshold)
 
@@ -203,7 +202,7 @@ embeddings.connected(walked, study.descriptor.threshold).round(2)
 # %%
 profile = activations.profile(ordinary)
 
-# %% mystnb={"figure": {"name": "fig-profile-l2", "caption": "How far apart the activations of two embeddings are, by layer: L2."}, "image": {"alt": "Panels for value layers, feed-forward layers, middle block and output: mean L2 distance at each layer with intervals for one image's triggers, different images' triggers, different memorized prompts and regular prompts.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-profile-l2", "caption": "How far apart the activations of two embeddings are, by layer: L2, with 95 % intervals."}, "image": {"alt": "Panels for value layers, feed-forward layers, middle block and output: mean L2 distance at each layer with intervals for one image's triggers, different images' triggers, different memorized prompts and regular prompts.", "width": "100%"}} tags=["hide-input"]
 plots.layer_profile(profile, measure="L2")
 
 # %% mystnb={"figure": {"name": "fig-profile-cka", "caption": "The same by linear CKA, which does not know scale."}, "image": {"alt": "The same panels with 1 minus linear CKA in place of the L2 distance.", "width": "100%"}} tags=["hide-input"]
@@ -223,7 +222,7 @@ Markdown(f"Distance of two triggers of one image over that of two different memo
 
 # %%
 met = activations.meeting(memories, ordinary)
-activations.best_layers(met).assign(layer=lambda t: t["layer"].map(layer_label)).round(2)
+activations.best_layers(met).assign(layer=lambda t: t["layer"].map(plots.layer_label)).round(2)
 
 # %% [markdown]
 # (level-weights)=
@@ -256,7 +255,7 @@ weights.summary(agreed).round(2)
 # %%
 moved = transfer.transfers(memories)
 
-# %% mystnb={"figure": {"name": "fig-transfer", "caption": "Does the image come back from one trigger (column) under the pruning made for another (row)? Wanda, as chosen in the last chapter."}, "image": {"alt": "A matrix for each image: rows are the prompt and triggers that a pruning was made for, the last of them of other images; columns are what the pruned model paints from; fields are dark where the image still comes back.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-transfer", "caption": "Does the image come back from one trigger (column) under the pruning made for another (row)? Wanda, as chosen in the last chapter. Framed: the trigger that the cut was made for. Numbers are triggers of the image; rows “of …” are cuts for another image."}, "image": {"alt": "A matrix for each image: rows are the prompt and triggers that a pruning was made for, the last of them of other images; columns are what the pruned model paints from; fields are dark where the image still comes back.", "width": "100%"}} tags=["hide-input"]
 plots.transfer_matrices(moved)
 
 # %% [markdown]
@@ -268,7 +267,7 @@ moved_nemo = transfer.nemo_transfers(memories)
 plots.transfer_matrices(moved_nemo)
 
 # %% [markdown]
-# Both, and Wanda at lower sparsities for fewer triggers. Read along a row: the share of triggers that still return the image under a cut made for the trigger itself,
+# The table has both, and Wanda at lower sparsities for fewer triggers. Read along a row: the share of triggers that still return the image under a cut made for the trigger itself,
 # for another of the same image, and for one of another image. A memory's own place shows in the difference between the last two.
 
 # %%
@@ -311,7 +310,7 @@ blocks.needed(cut).round(2)
 # %%
 table = levels.per_image(memories, met=met, agreed=agreed, moved=moved, cut=cut)
 
-# %% mystnb={"figure": {"name": "fig-levels", "caption": "Index of locality at each level, mean over images with 95 % t intervals. Intervals that leave the axis are cut; where all images agree there is none."}, "image": {"alt": "One row for each level: dots with intervals on an axis from 0, not local, to 1, local, for ordinary and for planted memories.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-levels", "caption": "Index of locality at each level, mean over images with 95 % t intervals. Intervals that leave the axis are cut, a mean beyond it stands as a number; where all images agree there is no interval."}, "image": {"alt": "One row for each level: dots with intervals on an axis from 0, not local, to 1, local, for ordinary and for planted memories.", "width": "100%"}} tags=["hide-input"]
 plots.levels(levels.levels(table))
 
 # %% tags=["hide-input"]
@@ -338,7 +337,7 @@ Markdown(levels.sighted(gaps))
 
 # %%
 pointed = levels.pointed(met, agreed, cut) if planted else None
-pointed.groupby("level", sort=False)["right"].agg(["sum", "size"]) if planted else Markdown("–")
+pointed.groupby("level", sort=False)["right"].agg(right="sum", of="size") if planted else Markdown("–")
 
 # %% tags=["hide-input"]
 pointed.set_index(["level", "image"]) if planted else Markdown("–")
@@ -348,7 +347,7 @@ pointed.set_index(["level", "image"]) if planted else Markdown("–")
 #
 # The testbed knows how often each image was in the training set. Does a memory spread out as copies add up? With fewer than three images there is no interval.
 
-# %% mystnb={"figure": {"name": "fig-dose-locality", "caption": "The diagnostics by the number of copies in the training set."}, "image": {"alt": "A small panel for each diagnostic against the number of copies, with intervals: share of searches that work, spread, and the indices of locality.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-dose-locality", "caption": "The diagnostics by the number of copies in the training set, a panel each; n counts images."}, "image": {"alt": "A small panel for each diagnostic against the number of copies, with intervals: share of searches that work, spread, and the indices of locality.", "width": "100%"}} tags=["hide-input"]
 plots.dose_profile(levels.dose(study, ordinary))
 
 # %% [markdown]
@@ -361,7 +360,7 @@ plots.dose_profile(levels.dose(study, ordinary))
 shown = cards.cards(ordinary)
 widgets.trigger_picker(shown, threshold=study.descriptor.threshold, limits=cards.limits(shown))
 
-# %% mystnb={"figure": {"name": "fig-card", "caption": "The first trigger of the first image."}, "image": {"alt": "Training image, images painted from a trigger with their copy scores, and two rows of bars: activation of each value layer and units taken in each layer.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-card", "caption": "The first trigger of the first image: training image, two images painted from the trigger, and below how strongly each value layer is driven and how many weights Wanda takes."}, "image": {"alt": "Training image, images painted from a trigger with their copy scores, and two rows of bars: activation of each value layer and units taken in each layer.", "width": "100%"}} tags=["hide-input"]
 plots.first_card(shown, threshold=study.descriptor.threshold, limits=cards.limits(shown))
 
 # %% [markdown]
@@ -371,7 +370,7 @@ plots.first_card(shown, threshold=study.descriptor.threshold, limits=cards.limit
 HTML(claims_html("03", study.headlines))
 
 # %% [markdown]
-# ### Where this disagrees, and why we think so
+# ### Where this disagrees, and why, we think
 #
 # Some verdicts may go against the paper, some against each other: a level may agree with the paper and yet not notice a memory in one block.
 # These are explanations, made after the fact from figures of this chapter; none was tested.

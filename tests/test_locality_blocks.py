@@ -10,9 +10,13 @@ from dori import plots
 from dori.attack import Attack
 from dori.errors import DoriError
 from dori.experiments import locality_blocks as blocks
+from dori.experiments import locality_levels as levels
 from dori.experiments.memories import Memory
 from dori.experiments.triggers import find_triggers, score_found
-from dori.hooks import reading
+from dori.hooks import layer_label, reading
+
+BLOCKS = ("down_blocks.0.attentions.0", "up_blocks.1.attentions.2", "mid_block.attentions.0")
+PLACES = [f"{block}.transformer_blocks.0.attn2" for block in BLOCKS]
 
 
 @pytest.fixture
@@ -98,6 +102,26 @@ def test_the_blocks_that_a_trigger_cannot_do_without_are_counted():
     found = blocks.needed(hand_made(cells))
     assert found["blocks needed"].tolist() == [1.5]
     assert found["triggers"].tolist() == [2]
+
+
+def test_blocks_that_are_needed_alike_are_all_named():
+    names = {"a": "down_blocks.0.attentions.0.x", "b": "up_blocks.1.attentions.1.x", "c": "mid_block.x"}
+    cells = {("planted", "p", "t0", names[k]): k == "a" for k in "abc"}
+    assert blocks.needed(hand_made(cells))["most needed"].tolist() == ["up 1.1 and mid"]
+
+
+def test_a_level_points_at_all_blocks_that_stand_out_alike():
+    def cut(spared):
+        both = {("ordinary", "o"): (), ("planted", "plant-00"): spared}
+        return {(*who, "t0", layer): layer not in stop for who, stop in both.items() for layer in PLACES}
+
+    columns = ["kind", "between", "layer", "method", "setting", "memory", "image", "iou", "index"]
+    nothing = pd.DataFrame(columns=columns)
+    for spared, right in ((PLACES[1:2], 1), (PLACES[1:], 0.5), (PLACES[:1], 0)):
+        found = levels.pointed(nothing, nothing, hand_made(cut(spared)))
+        assert found["right"].tolist() == [right]
+        assert found["planted in"].tolist() == ["up 1.2"]
+        assert set(found["pointed at"].item().split(" or ")) == {layer_label(layer) for layer in spared}
 
 
 def test_the_figure_has_a_panel_for_each_kind_of_memory():

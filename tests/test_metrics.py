@@ -16,6 +16,7 @@ from dori.metrics.fidelity import (
     nearest_neighbours,
 )
 from dori.metrics.intervals import (
+    Estimate,
     bootstrap,
     difference_of_few,
     jackknife,
@@ -24,11 +25,13 @@ from dori.metrics.intervals import (
     wilson,
 )
 from dori.metrics.replication import (
+    MR,
     best_scores,
     first_above,
     memorization_rate,
     pair_rate,
     rates,
+    rates_shown,
     replication_table,
     spread,
 )
@@ -84,6 +87,29 @@ def test_rates_by_copies():
     table = replication_table({"a": [0.9], "b": [0.1], "c": [0.2]}, threshold=0.7)
     table["copies"] = table["id"].map({"a": 256, "b": 256, "c": 1})
     assert rates(table, ["copies"])["mr"].tolist() == [0.0, 0.5]
+
+
+def test_rates_for_reading_keep_the_order_of_the_table():
+    runs = pd.DataFrame(
+        {
+            "start": ["prompt", "prompt", "none"],
+            "id": ["a", "b", "a"],
+            "score": [0.9, 0.1, 0.2],
+            "replicated": [True, False, False],
+        }
+    )
+    shown = rates_shown(runs, ["start"])
+    assert list(shown.index) == ["prompt", "none"]
+    assert shown.loc["prompt"].tolist() == ["0.50 [0.09, 0.91]", 2, "0.50 ± 0.40"]
+    two = rates_shown(runs.assign(steps=[1, 1, 2]), ["start", "steps"])
+    assert two[MR].unstack("steps").shape == (2, 2)
+
+
+def test_an_estimate_for_a_cell_has_no_interval_without_width():
+    assert Estimate(0.5, 0.25, 0.75, 4).short == "0.50 [0.25, 0.75]"
+    assert Estimate(1.0, 1.0, 1.0, 3).short == "1.00"
+    assert Estimate(0.5, float("nan"), float("nan"), 1).short == "0.50"
+    assert Estimate(float("nan"), float("nan"), float("nan"), 0).short == "–"
 
 
 def test_the_first_budget_above_a_share():

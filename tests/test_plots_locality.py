@@ -170,7 +170,7 @@ def test_doses_are_in_order_with_their_numbers():
     assert (first.get_ylabel(), second.get_ylabel()) == ("spread", "index")
     assert ticks(first) == ["1", "128"]
     assert list(first.lines[0].get_ydata()) == [2, 1]
-    assert texts(first) == ["8", "4", "n ="]
+    assert texts(first) == ["n = 8", "4"]
 
 
 def test_levels_run_from_0_to_1_and_beyond_where_values_do():

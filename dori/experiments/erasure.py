@@ -33,7 +33,7 @@ from dori.mitigation.targets import Batch, denoising_errors
 from dori.study import Study
 from dori.testbed import cured
 
-AFT, LORA = "adversarial fine-tuning", "the same, LoRA"
+AFT, LORA = "adversarial fine-tuning", "adversarial fine-tuning, LoRA"
 NAMES = {AFT: "aft", LORA: "lora", "ESD": "esd", "concept ablation": "ca", "SISS": "siss"}  # in headlines
 FROM_PROMPT, FROM_RANDOM = "DoRI from the prompt", "DoRI from random numbers"
 

@@ -65,8 +65,13 @@ def twin_table(study: Study) -> pd.DataFrame:
 
 def dose_response(table: pd.DataFrame) -> pd.DataFrame:
     """Memorization rate of verbatim prompts by copies in training; one row where copies are unknown."""
+    return rates(verbatim_runs(table), ["copies"])
+
+
+def verbatim_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of verbatim prompts, fewest copies first; 1 where copies are unknown."""
     verbatim = table[table["kind"] == "verbatim"]
-    return rates(verbatim.assign(copies=verbatim.get("copies", 1)), ["copies"])
+    return verbatim.assign(copies=verbatim.get("copies", 1)).sort_values("copies", kind="stable")
 
 
 def dose_correlation(table: pd.DataFrame) -> Estimate:

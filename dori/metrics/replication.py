@@ -51,6 +51,25 @@ def rates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*by, "mr", "low", "high", "n", "best_score", "mad"])
 
 
+MR, BEST = "MR [95 % interval]", "best copy score (median ± MAD)"
+
+
+def rates_shown(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """`rates` for reading, as text, in the order of the table: MR with its interval, n, and the best score.
+
+    MAD is the median absolute deviation.
+    """
+    found = table[list(by)].drop_duplicates().merge(rates(table, by), on=list(by))
+    shown = found[list(by)].copy()
+    shown[MR] = [
+        f"{r:.2f} [{low:.2f}, {high:.2f}]"
+        for r, low, high in found[["mr", "low", "high"]].itertuples(index=False)
+    ]
+    shown["n"] = found["n"]
+    shown[BEST] = [f"{b:.2f} ± {m:.2f}" for b, m in found[["best_score", "mad"]].itertuples(index=False)]
+    return shown.set_index(list(by))
+
+
 def first_above(table: pd.DataFrame, *, share: float = 0.01, x: str = "steps") -> float | None:
     """The least `x` at which a memorization rate exceeds `share` (`table` from `rates`); None if none does.
 

@@ -16,7 +16,7 @@ from dori.plots.locality import (
     path_scores,
     trigger_card,
 )
-from dori.plots.pruning import movement, units_per_layer
+from dori.plots.pruning import layer_label, movement, units_per_layer
 from dori.plots.quality import attribute_bars, utility
 from dori.plots.rates import budget_curves, copies_curve, limit_rates, rate_curves
 from dori.plots.scores import cumulative, roc, score_distributions, strip_by_copies
@@ -42,6 +42,7 @@ __all__ = [
     "image_rows",
     "image_strip",
     "layer_profile",
+    "layer_label",
     "levels",
     "limit_rates",
     "movement",

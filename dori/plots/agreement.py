@@ -122,11 +122,11 @@ def dose_profile(table: pd.DataFrame) -> Figure:
         bars = error_bars(rows["value"], rows["low"], rows["high"])
         axis.errorbar(range(len(copies)), rows["value"], yerr=bars, color=colour("memorized"), marker="o",
                       markersize=5, capsize=3)  # fmt: skip
-        for x, n in enumerate(rows["n"]):
-            if n > 0:
-                axis.annotate(f"{n:g}", (x, 1), xycoords=("data", "axes fraction"), fontsize=7.5,
-                              ha="center", va="bottom")  # fmt: skip
-        axis.annotate("n =", (0, 1), xycoords="axes fraction", fontsize=7.5, ha="right", va="bottom")
+        known = [(x, n) for x, n in enumerate(rows["n"]) if n > 0]
+        for x, n in known:
+            words = f"n = {n:g}" if x == known[0][0] else f"{n:g}"
+            axis.annotate(words, (x, 1), xycoords=("data", "axes fraction"), fontsize=7.5, ha="center",
+                          va="bottom")  # fmt: skip
         axis.set(
             xticks=range(len(copies)), xlim=(-0.5, len(copies) - 0.5), xlabel="copies in the training set"
         )

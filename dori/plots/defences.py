@@ -14,8 +14,9 @@ from dori.plots.agreement import RATES
 from dori.plots.rates import rate_axis
 from dori.plots.style import GROUND, INK, WIDTH, house_style, legend, palette
 
+PALE = 0.55  # rates below it stand in black letters
 LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", "*")
 
 
 @house_style
@@ -37,6 +38,8 @@ def defence_matrix(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(WIDTH, 0.62 * len(names) + 1.3))
     sns.heatmap(cells, vmin=0, vmax=1, cmap=RATES, annot=text, fmt="", annot_kws={"fontsize": 7},
                 linewidths=1.5, linecolor=GROUND, cbar=False, ax=axis)  # fmt: skip
+    for label, value in zip(axis.texts, cells.to_numpy()[cells.notna().to_numpy()], strict=True):
+        label.set_color("black" if value < PALE else "white")
     axis.set(xlabel="", ylabel="")
     heads = [textwrap.fill(a, 12, break_long_words=False) for a in attackers]
     axis.set_xticklabels(heads, rotation=0, fontsize=7)
@@ -65,13 +68,13 @@ def work_curves(table: pd.DataFrame) -> Figure:
         axis.plot(range(len(looks)), curve, color=tones[name], linestyle=line, marker=marker, markersize=5,
                   label=f"{name} (n = {len(times)})", clip_on=False)  # fmt: skip
         if left:
-            axis.annotate(f"✕ {left}", (len(looks) - 1, curve.iloc[-1]), xytext=(8, 0), va="center",
+            axis.annotate(f"✕ {left}", (len(looks) - 1, curve.iloc[-1]), xytext=(8, 0), va="bottom",
                           textcoords="offset points", fontsize=8, color=tones[name])  # fmt: skip
     axis.set(xticks=range(len(looks)), xticklabels=[f"{s:g}" for s in looks], xlabel="steps of the search")
     rate_axis(axis)
     axis.set_ylabel("images that came back (share)")
     legend(axis, columns=2)
-    axis.annotate("✕: images that had not come back at the end", (1, 0), xycoords="axes fraction", fontsize=8,
-                  ha="right", va="bottom", xytext=(0, 4), textcoords="offset points", color=INK)  # fmt: skip
+    axis.annotate("✕: images that had not come back at the end", (1, 0.06), xycoords="axes fraction",
+                  fontsize=8, ha="right", va="bottom", color=INK)  # fmt: skip
     figure.tight_layout()
     return figure

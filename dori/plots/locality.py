@@ -89,7 +89,7 @@ def distance_distributions(table: pd.DataFrame) -> Figure:
         axis.plot(medians, range(len(sets)), "o", color=GROUND, markeredgecolor=INK, markersize=5)
         for y, median in enumerate(medians):
             if np.isfinite(median):
-                axis.annotate(f"{median:.3g}", (median, y), xytext=(0, 12), textcoords="offset points",
+                axis.annotate(f"{median:.3g}", (median, y), xytext=(0, 15), textcoords="offset points",
                               ha="center", fontsize=8)  # fmt: skip
         left = min(0, part["distance"].min())
         axis.set(xlabel=f"{DISTANCES.get(metric, metric)} of a pair", xlim=(left, None))

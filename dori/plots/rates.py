@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from dori.metrics.replication import first_above, rates
 from dori.plots.style import GROUND, INK, WIDTH, colour, error_bars, house_style, legend, mark
 
+MARKED = [{"marker": m, "linestyle": s} for m, s in (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))]
 CONTROLS = ("twin", "held-out")  # targets an attack should not be able to paint
 
 
@@ -21,8 +22,8 @@ def copies_curve(table: pd.DataFrame) -> Figure:
     x = np.arange(len(table))
     with_bars(axis, x, table, colour("memorized"))
     for position, n in zip(x, table["n"], strict=True):
-        axis.annotate(f"n = {n}", (position, 0), xycoords=("data", "axes fraction"), xytext=(6, 4),
-                      textcoords="offset points", fontsize=8)  # fmt: skip
+        axis.annotate(f"n = {n}", (position, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                      textcoords="offset points", fontsize=8, ha="center")  # fmt: skip
     axis.set(
         xticks=x, xticklabels=table["copies"], xlabel="copies in the training set", xlim=(-0.4, len(x) - 0.4)
     )
@@ -35,10 +36,13 @@ def copies_curve(table: pd.DataFrame) -> Figure:
 def rate_curves(table: pd.DataFrame, *, x: str, label: str, by: str = "sort", log: bool = False) -> Figure:
     """Memorization rate against a setting, a line per sort, with Wilson's 95 % intervals."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
-    for name, part in table.groupby(by, sort=False):
-        with_bars(
-            axis, part[x].to_numpy(dtype=float), part, colour(name), label=f"{name} (n = {part['n'].max()})"
-        )
+    groups = list(table.groupby(by, sort=False))
+    for k, (name, part) in enumerate(groups):
+        place, aside = part[x].to_numpy(dtype=float), 0.03 * (k - (len(groups) - 1) / 2)
+        place = place * (1 + aside) if log else place + aside * np.ptp(table[x].to_numpy(dtype=float))
+        few, many = part["n"].min(), part["n"].max()
+        label = f"{name} (n = {few})" if few == many else f"{name} (n = {few} to {many})"
+        with_bars(axis, place, part, colour(name), label=label, **MARKED[k % len(MARKED)])
     if log:
         axis.set_xscale("log", base=2)
     ticks = sorted(table[x].unique())

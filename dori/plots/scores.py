@@ -23,7 +23,9 @@ def score_distributions(
     low = min(0.0, float(table[x].min()))
     for axis, name in zip(axes[:, 0], sorts, strict=True):
         values = table.loc[table[by] == name, x]
-        axis.hist(values, bins=np.linspace(low, 1, 41), color=colour(name), alpha=0.85)
+        below = np.linspace(threshold, low, max(2, round(40 * (threshold - low) / (1 - low))))[::-1]
+        edges = np.union1d(below, np.linspace(threshold, 1, max(2, round(40 * (1 - threshold) / (1 - low)))))
+        axis.hist(values, bins=edges, color=colour(name), alpha=0.85)
         axis.axvline(threshold, color=INK, linestyle="--", linewidth=1.2)
         axis.set_ylabel("images")
         axis.set_title(f"{name} (n = {len(values)})", loc="left")
@@ -58,7 +60,7 @@ def cumulative(table: pd.DataFrame, *, x: str, by: str, label: str, threshold: f
         axis.ecdf(values, label=f"{name} (n = {len(values)})", color=colour(name))
     if threshold is not None:
         axis.axvline(threshold, color=INK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
-    axis.set(xlabel=label, ylabel="share of images")
+    axis.set(xlabel=label, ylabel="share of images at or below")
     legend(axis)
     figure.tight_layout()
     return figure
