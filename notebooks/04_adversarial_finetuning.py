@@ -160,7 +160,7 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # model and come with the book:
 
 # %% tags=["hide-input"]
-curing.trials(curing.ABLATIONS).set_index("left out").drop(columns=["training", "settings"])
+curing.trials(curing.ABLATIONS).set_index("left out").drop(columns=["training", "settings", "chosen"])
 
 # %% [markdown]
 # Every one of these trainings silences the prompts, even the one that has no trigger at all. On this model, a silent prompt is worth

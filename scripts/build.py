@@ -57,7 +57,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="a parameter of the chapters, as for papermill; repeatable",
     )
     parser.add_argument(
-        "--at-once", type=int, help="chapters executed side by side (one a core, for the bundled model)"
+        "--at-once",
+        type=int,
+        choices=range(1, 17),
+        metavar="N",
+        help="chapters executed side by side (one a core, for the bundled model)",
     )
     return parser.parse_args(arguments)
 
@@ -121,11 +125,14 @@ def make_site(layout: Layout, *, strict: bool) -> None:
         raise BuildError(f"the site has {len(faults)} faults, listed above")
 
 
-def build(layout: Layout, parameters: dict[str, Any], chapter: str | None, at_once: int) -> None:
+def build(layout: Layout, parameters: dict[str, Any], chapter: str | None, at_once: int | None) -> None:
     """The whole way, from sources to the checked site."""
     layout.build.mkdir(exist_ok=True)
     sources = layout.chapters(chapter)
-    Executor(layout, parameters, min(at_once, len(sources))).run_all(sources)
+    at_once = min(at_once or chapters_at_once(parameters), len(sources))
+    if at_once > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // at_once)))
+    Executor(layout, parameters, at_once).run_all(sources)
     assemble(layout)
     make_site(layout, strict=chapter is None)
 
@@ -138,10 +145,7 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     try:
         parameters = dict(options.parameter) | {"preset": options.preset}
-        at_once = options.at_once or chapters_at_once(parameters)
-        if at_once > 1:
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // at_once)))
-        build(layout, parameters, options.chapter, at_once)
+        build(layout, parameters, options.chapter, options.at_once)
     except (BuildError, DoriError) as error:
         print(f"book: {error}", file=sys.stderr)
         return 2

@@ -216,14 +216,11 @@ def paraphrases(study: Study, prompts: Benchmark, count: int = 10) -> list[list[
 def trials(path: Path = TRIALS) -> pd.DataFrame:
     """What was tried on the validation half (`data/results/README.md` says how), rates with their intervals.
 
-    `TRIALS` are those that the settings were chosen from, with a column `chosen`, `ABLATIONS` the chosen ones
-    with a part left out.
+    `TRIALS` are those that the settings were chosen from, `ABLATIONS` the chosen ones with a part left out.
     """
     table = pd.read_csv(path)
-    if path == TRIALS:
-        table["chosen"] = [
-            "yes" if _is_chosen(*row) else "" for row in table[["defence", "settings"]].to_numpy()
-        ]
+    tried = table[["defence", "settings"]].to_numpy()
+    table["chosen"] = ["yes" if _is_chosen(*row) else "" for row in tried]
     rates = {name: [wilson(round(r * n), n).cell for r, n in table[[name, "n"]].to_numpy()] for name in RATES}
     table = table.assign(defence=table["defence"].map(LABELS), **rates).drop(columns="n")
     return table.rename(columns=TRIAL_COLUMNS)

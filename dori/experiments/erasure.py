@@ -11,6 +11,7 @@ from dori.attack import Attack
 from dori.benchmark import Benchmark
 from dori.drawing import Sampling, Trigger, drawn, prompt_trigger
 from dori.experiments import cuts, defences, erasing
+from dori.experiments.curing import LABELS
 from dori.experiments.defences import (
     ATTACKERS,
     HEADLINE,
@@ -33,8 +34,14 @@ from dori.mitigation.targets import Batch, denoising_errors
 from dori.study import Study
 from dori.testbed import cured
 
-AFT, LORA = "adversarial fine-tuning", "adversarial fine-tuning, LoRA"
-NAMES = {AFT: "aft", LORA: "lora", "ESD": "esd", "concept ablation": "ca", "SISS": "siss"}  # in headlines
+AFT = LABELS["adversarial"]
+NAMES = {  # in headlines
+    AFT: "aft",
+    LABELS["adversarial-lora"]: "lora",
+    LABELS["esd"]: "esd",
+    LABELS["concept-ablation"]: "ca",
+    LABELS["siss"]: "siss",
+}
 FROM_PROMPT, FROM_RANDOM = "DoRI from the prompt", "DoRI from random numbers"
 
 

@@ -74,10 +74,8 @@ def _most_needed(found: pd.DataFrame) -> pd.Series:
     """By memory and image: the block that stops most triggers, or all that stop as many."""
     shares = stopped(found)
     most = shares.groupby(["memory", "image"])["stopped"].transform("max")
-    best = shares[shares["stopped"] == most]
-    return (
-        best["layer"].map(layer_label).groupby([best["memory"], best["image"]], sort=False).agg(" and ".join)
-    )
+    best = shares[shares["stopped"] == most].assign(block=lambda t: t["layer"].map(layer_label))
+    return best.groupby(["memory", "image"], sort=False)["block"].agg(" and ".join)
 
 
 def _scores(memory: Memory, found: Sequence[Found], layer: str) -> list[list[float]]:

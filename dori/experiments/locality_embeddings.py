@@ -17,7 +17,6 @@ from dori.experiments.triggers import score_found, trigger_rate
 from dori.metrics.intervals import Estimate, mean_of_few
 from dori.study import Study
 
-DISTANCES = {"L2": "L2 distance", "cosine": "1 − cosine"}
 LENGTHENED = "the same, as long as one way"  # part of what records are kept by
 PATHS = {"straight": locality.straight_path, "spherical": locality.spherical_path}
 
@@ -51,7 +50,7 @@ def distances(memories: Sequence[Memory]) -> pd.DataFrame:
     found = {
         (name, metric): np.concatenate([locality.pairs(locality.pairwise(x, metric)) for x in groups])
         for name, groups in sets(memories).items()
-        for metric in ("L2", "cosine")
+        for metric in locality.DISTANCES
     }
     parts = [pd.DataFrame({"set": s, "metric": m, "distance": values}) for (s, m), values in found.items()]
     return pd.concat(parts, ignore_index=True)
@@ -61,8 +60,8 @@ def spreads(memories: Sequence[Memory]) -> pd.DataFrame:
     """Median pairwise distances of each set with intervals over images (or embeddings, for prompts)."""
     rows = []
     for name, groups in sets(memories).items():
-        found = {m: locality.spread([locality.pairwise(x, m) for x in groups]) for m in ("L2", "cosine")}
-        shown = {f"median {DISTANCES[m]}": bounds(e) for m, e in found.items()}
+        found = {m: locality.spread([locality.pairwise(x, m) for x in groups]) for m in locality.DISTANCES}
+        shown = {f"median {locality.DISTANCES[m]}": e.short for m, e in found.items()}
         rows.append({"set": name, "embeddings": sum(map(len, groups)), **shown})
     return pd.DataFrame(rows).set_index("set")
 
@@ -108,10 +107,7 @@ def carried_over(memories: Sequence[Memory], init: str = "random") -> pd.DataFra
         moves = ends(found) - starts(found)
         others = (moves.sum(0) - moves) / (len(found) - 1)
         longer = others * (moves.flatten(1).norm(dim=1) / others.flatten(1).norm(dim=1)).view(-1, 1, 1)
-        for way, added in {
-            "mean way of the others": others,
-            LENGTHENED: longer,
-        }.items():
+        for way, added in (("mean way of the others", others), (LENGTHENED, longer)):
             source = f"{way}: " + " ".join(digest(f.embeds) for f in found)
             made = [dataclasses.replace(f, embeds=f.start + a, source=f"{f.name}, {source}")
                     for f, a in zip(found, added, strict=True)]  # fmt: skip
@@ -125,11 +121,10 @@ def carried_rates(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in table.groupby(["memory", "way"], sort=False):
         best = part.groupby("trigger")["score"].max().median()
-        memory, way = key
-        way = "the same, lengthened to the way of one search" if way == LENGTHENED else way
-        rows.append((memory, way, part["trigger"].nunique(), trigger_rate(part).short, f"{best:.2f}"))
+        rows.append((*key, part["trigger"].nunique(), trigger_rate(part).short, f"{best:.2f}"))
     columns = ["memory", "added to the start", "starts", "image comes back", "median best score"]
-    return pd.DataFrame(rows, columns=columns).set_index(["memory", "added to the start"])
+    shown = pd.DataFrame(rows, columns=columns).set_index(["memory", "added to the start"])
+    return shown.rename(index={LENGTHENED: "the same, lengthened to the way of one search"})
 
 
 def _share(memory: Memory, init: str) -> float:
@@ -155,7 +150,7 @@ def ways(memories: Sequence[Memory]) -> pd.DataFrame:
             n = sum(len(m.triggers(init)) for m in some)
             if n:
                 gone, same = way_gone(some, init), mean_of_few(one_way(some, init))
-                rows.append((kind, words, n, len(some), bounds(gone), bounds(same)))
+                rows.append((kind, words, n, len(some), gone.short, same.short))
     columns = ["memory", "from", "triggers", "images", "way gone, in distances of two starts"]
     return pd.DataFrame(rows, columns=[*columns, "cosine of two ways"]).set_index(["memory", "from"])
 
@@ -230,8 +225,3 @@ def connected(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     low = lowest.groupby(level=[0, 1], sort=False)
     shown = {"pairs": low.size(), "all the way above the threshold": above.mean()}
     return pd.DataFrame({**shown, "median of the lowest score": low.median()})
-
-
-def bounds(figure: Estimate) -> str:
-    """A value with its interval, if it has one."""
-    return figure.short

@@ -21,7 +21,7 @@ import pandas as pd
 from dori.experiments.locality_activations import best_layers, meeting
 from dori.experiments.locality_blocks import indices as block_indices
 from dori.experiments.locality_blocks import stopped
-from dori.experiments.locality_embeddings import bounds, one_way, spread_ratio
+from dori.experiments.locality_embeddings import one_way, spread_ratio
 from dori.experiments.locality_sizes import PUBLISHED, WANDA
 from dori.experiments.locality_transfer import SAME
 from dori.experiments.locality_transfer import rates as transfer_rates
@@ -134,15 +134,15 @@ def conclusion(table: pd.DataFrame) -> str:
         if np.isnan(usual.value):
             words = "not defined for the memories of this run."
         elif np.isnan(planted.value):
-            words = f"index {bounds(usual)}. Whether it would notice a memory in one block is not known."
+            words = f"index {usual.short}. Whether it would notice a memory in one block is not known."
         elif tells(gap(table, level)):
             words = (
-                f"tells a memory in one block ({bounds(planted)}) from ordinary ones ({bounds(usual)}), so "
+                f"tells a memory in one block ({planted.short}) from ordinary ones ({usual.short}), so "
                 "the ordinary ones are less local than that."
             )
         else:
             words = (
-                f"blind. Memories in one block have {bounds(planted)}, ordinary ones {bounds(usual)}, so "
+                f"blind. Memories in one block have {planted.short}, ordinary ones {usual.short}, so "
                 "it says nothing of where the ordinary ones are."
             )
         lines.append(f"- **{level}**: {words}")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dori.claims import FAILS, holds, judge, load_claims, show_number
-from dori.experiments.locality_embeddings import bounds, spread_ratio
+from dori.experiments.locality_embeddings import spread_ratio
 from dori.experiments.locality_levels import LEAST, LEVELS, index, tells
 from dori.experiments.locality_transfer import OTHER, SAME
 from dori.experiments.locality_transfer import rates as transfer_rates
@@ -83,8 +83,8 @@ def inherited(starts: Estimate, ends: Estimate, gone: Estimate) -> str:
         return ""
     made = holds("spread_is_made", gone.value)
     text = (
-        f"**Spread**: before any search two random starts lie {bounds(starts)} times as far apart as two "
-        f"regular prompts, after it two triggers {bounds(ends)} times. The way of a search is {bounds(gone)} "
+        f"**Spread**: before any search two random starts lie {starts.short} times as far apart as two "
+        f"regular prompts, after it two triggers {ends.short} times. The way of a search is {gone.short} "
         "of the distance of two starts, so the rule that the search make the spread is "
         f"{'met' if made else 'not met'}."
     )

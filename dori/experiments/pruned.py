@@ -25,7 +25,7 @@ from dori.experiments.replication import regular_prompts, top_prompts
 from dori.experiments.selections import Setting, find_units, named
 from dori.metrics.alignment import ClipScorer
 from dori.metrics.intervals import Estimate
-from dori.metrics.replication import memorization_rate, rates
+from dori.metrics.replication import BEST, MR, memorization_rate, rates_shown
 from dori.mitigation.units import Units
 from dori.study import Study
 
@@ -210,20 +210,10 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Columns: MR here (with Wilson's interval), n, copy score here (median ± MAD of the best), and the paper's.
     """
-    found = rates(table, ["pruning", "start"]).set_index(["pruning", "start"])
-    rows = []
-    for pruning, start in dict.fromkeys(zip(table["pruning"], table["start"], strict=True)):
-        row, (mr, score) = found.loc[(pruning, start)], PAPER_SAYS.get((pruning, start), ("–", "–"))
-        here = f"{row['mr']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        ours = {
-            "MR here": here,
-            "n": int(row["n"]),
-            "score here": f"{row['best_score']:.2f} ± {row['mad']:.2f}",
-        }
-        rows.append(
-            {"pruning": pruning, "search from": start, **ours, "MR, paper": mr, "score, paper": score}
-        )
-    return pd.DataFrame(rows).set_index(["pruning", "search from"])
+    shown = rates_shown(table, ["pruning", "start"]).rename(columns={MR: "MR here", BEST: "score here"})
+    paper = [PAPER_SAYS.get(row, ("–", "–")) for row in shown.index]
+    shown[["MR, paper", "score, paper"]] = paper
+    return shown.rename_axis(["pruning", "search from"])
 
 
 def rate(table: pd.DataFrame, pruning: str, start: str = NO_SEARCH) -> Estimate:

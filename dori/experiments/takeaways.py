@@ -44,7 +44,7 @@ def pruning(
         "the embedding need not carry the image, for which so few tokens leave little room",
     )
     lines += [_words(m.lower(), choice, figures) for m, choice in chosen.items()]
-    return listed(lines)
+    return _listed(lines)
 
 
 def _method(name: str, choice: Choice, figures: Figures, loss: Estimate | None) -> str:
@@ -125,13 +125,13 @@ def erasing_trained(
     """Chapter 4, in Markdown: from `erasure.headline_rates`, `told_apart`, `aft_costs`, and
     `collateral.spared_rates`."""
     if "mr_aft_own_prompt" not in figures:
-        return listed([
+        return _listed([
             "No trained remedy comes with the book for this model, so what stands above is the model as it "
             "is and pruned. `dori mitigate --method adversarial` trains one."
         ])  # fmt: skip
     lines = [_short_searches(figures), _long_search(figures), twin_compared(p, powers)]
     lines += [_others(figures), _price(costs), _spared(spared)]
-    return listed(lines)
+    return _listed(lines)
 
 
 def _short_searches(figures: Figures) -> str:
@@ -225,6 +225,6 @@ def _spared(found: Figures) -> str | None:
     return text + (f"; a search from them, after the training, {search.percent}." if search else ".")
 
 
-def listed(lines: Sequence[str | None]) -> str:
+def _listed(lines: Sequence[str | None]) -> str:
     """Markdown: the title, and a bullet for each line that there is."""
     return "\n".join([TITLE, "", *(f"- {line}" for line in lines if line)])

@@ -2,6 +2,7 @@
 
 from dori.locality.activations import Sketch, Sketches, activation_sketches
 from dori.locality.distances import (
+    DISTANCES,
     between,
     displacement,
     displacement_agreement,
@@ -17,6 +18,7 @@ from dori.locality.maps import plane, plane_shares, silhouette, spherical_path, 
 from dori.locality.weights import agreement, agreement_estimate, chance_iou, layer_iou, placed
 
 __all__ = [
+    "DISTANCES",
     "Sketch",
     "Sketches",
     "activation_sketches",

@@ -15,9 +15,9 @@ from torch import Tensor
 from dori.errors import DoriError
 from dori.metrics.intervals import Estimate
 
-METRICS = ("L2", "cosine")
 Statistic = Callable[[np.ndarray], float]
 Matrix = Tensor | np.ndarray  # (n, n), symmetric
+DISTANCES = {"L2": "L2 distance", "cosine": "1 − cosine"}  # metric -> what a reader calls it
 NAN = float("nan")
 
 
@@ -31,8 +31,8 @@ def pairwise(vectors: Tensor, metric: str = "L2") -> Tensor:
 
 def between(a: Tensor, b: Tensor, metric: str = "L2") -> Tensor:
     """Distances from each of a (n, …) to each of b (m, …): (n, m) in float64. Raises DoriError."""
-    if metric not in METRICS:
-        raise DoriError(f"distance '{metric}': use {' or '.join(METRICS)}")
+    if metric not in DISTANCES:
+        raise DoriError(f"distance '{metric}': use {' or '.join(DISTANCES)}")
     a, b = flat(a), flat(b)
     # without the shortcut through a matrix product, which turns 0 into the root of a rounding error
     exact = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")

@@ -27,10 +27,9 @@ class Estimate(NamedTuple):
     @property
     def short(self) -> str:
         """The same without n, and without an interval that has no width; "–" for NaN."""
-        if self.value != self.value:
+        if np.isnan(self.value):
             return "–"
-        known = self.low == self.low and self.low < self.high
-        return f"{self.value:.2f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if known else "")
+        return f"{self.value:.2f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if self.low < self.high else "")
 
     @property
     def percent(self) -> str:

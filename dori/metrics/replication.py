@@ -61,10 +61,7 @@ def rates_shown(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     found = table[list(by)].drop_duplicates().merge(rates(table, by), on=list(by))
     shown = found[list(by)].copy()
-    shown[MR] = [
-        f"{r:.2f} [{low:.2f}, {high:.2f}]"
-        for r, low, high in found[["mr", "low", "high"]].itertuples(index=False)
-    ]
+    shown[MR] = [Estimate(*row).short for row in found[["mr", "low", "high", "n"]].itertuples(index=False)]
     shown["n"] = found["n"]
     shown[BEST] = [f"{b:.2f} ± {m:.2f}" for b, m in found[["best_score", "mad"]].itertuples(index=False)]
     return shown.set_index(list(by))

@@ -1,6 +1,5 @@
 """Chapter 4's figures: defences against attackers, and the work it takes to get an image back."""
 
-import itertools
 import textwrap
 
 import matplotlib.pyplot as plt
@@ -12,11 +11,9 @@ from dori.metrics.replication import rates
 from dori.metrics.survival import first_success, returned_curve
 from dori.plots.agreement import RATES
 from dori.plots.rates import rate_axis
-from dori.plots.style import GROUND, INK, WIDTH, house_style, legend, palette
+from dori.plots.style import GROUND, INK, WIDTH, house_style, legend, nth_mark, palette
 
 PALE = 0.55  # rates below it stand in black letters
-LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P", "<", "*")
 
 
 @house_style
@@ -60,13 +57,13 @@ def work_curves(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
     names = list(dict.fromkeys(table["defence"]))
     tones, looks = palette(names), sorted(table["steps"].unique())
-    for name, line, marker in zip(names, itertools.cycle(LINES), itertools.cycle(MARKERS), strict=False):
+    for k, name in enumerate(names):
         times = first_success(table[table["defence"] == name])
         share = returned_curve(times).set_index("steps")["share"]
         curve = share.reindex(looks).ffill().fillna(0)
         left = int((~times["returned"]).sum())
-        axis.plot(range(len(looks)), curve, color=tones[name], linestyle=line, marker=marker, markersize=5,
-                  label=f"{name} (n = {len(times)})", clip_on=False)  # fmt: skip
+        axis.plot(range(len(looks)), curve, color=tones[name], markersize=5, clip_on=False,
+                  label=f"{name} (n = {len(times)})", **nth_mark(k))  # fmt: skip
         if left:
             axis.annotate(f"✕ {left}", (len(looks) - 1, curve.iloc[-1]), xytext=(8, 0), va="bottom",
                           textcoords="offset points", fontsize=8, color=tones[name])  # fmt: skip

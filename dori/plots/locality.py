@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 
+from dori import locality
 from dori.errors import DoriError
 from dori.plots.images import picture
 from dori.plots.pruning import layer_axis
@@ -23,6 +24,7 @@ from dori.plots.style import (
     error_bars,
     house_style,
     mark,
+    nth_mark,
     palette,
 )
 
@@ -34,12 +36,7 @@ SORTS = {
     "memorized prompt": ("^", 24, True),
 }
 PROMPTS = "#8C8C8C"
-DISTANCES = {
-    "L2": "L2 distance",
-    "cosine": "1 − cosine",
-    "CKA": "1 − linear CKA",
-}
-MARKERS = ("o", "s", "^", "D", "v", "P")
+DISTANCES = {**locality.DISTANCES, "CKA": "1 − linear CKA"}
 FEW = 2  # layers; a kind with no more of them gets a narrow panel
 
 
@@ -237,7 +234,7 @@ def _profile(axis: Axes, part: pd.DataFrame, sets: list[str]) -> None:
         x = np.arange(len(layers)) + 0.17 * (k - (len(sets) - 1) / 2)
         bars = error_bars(rows["value"], rows["low"], rows["high"])
         axis.errorbar(x, rows["value"], yerr=bars, color=tones[name], label=name, linestyle="none", capsize=0,
-                      marker=MARKERS[k % len(MARKERS)], markersize=4, linewidth=1.2)  # fmt: skip
+                      marker=nth_mark(k)["marker"], markersize=4, linewidth=1.2)  # fmt: skip
     layer_axis(axis, layers)
 
 

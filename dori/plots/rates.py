@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dori.metrics.replication import first_above, rates
-from dori.plots.style import GROUND, INK, WIDTH, colour, error_bars, house_style, legend, mark
+from dori.plots.style import GROUND, INK, WIDTH, colour, error_bars, house_style, legend, mark, nth_mark
 
-MARKED = [{"marker": m, "linestyle": s} for m, s in (("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."))]
 CONTROLS = ("twin", "held-out")  # targets an attack should not be able to paint
 
 
@@ -42,7 +41,7 @@ def rate_curves(table: pd.DataFrame, *, x: str, label: str, by: str = "sort", lo
         place = place * (1 + aside) if log else place + aside * np.ptp(table[x].to_numpy(dtype=float))
         few, many = part["n"].min(), part["n"].max()
         label = f"{name} (n = {few})" if few == many else f"{name} (n = {few} to {many})"
-        with_bars(axis, place, part, colour(name), label=label, **MARKED[k % len(MARKED)])
+        with_bars(axis, place, part, colour(name), label=label, **nth_mark(k))
     if log:
         axis.set_xscale("log", base=2)
     ticks = sorted(table[x].unique())

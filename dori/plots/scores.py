@@ -20,11 +20,9 @@ def score_distributions(
     figure, axes = plt.subplots(
         len(sorts), 1, figsize=(WIDTH, 1.25 * len(sorts) + 0.7), sharex=True, squeeze=False
     )
-    low = min(0.0, float(table[x].min()))
+    edges = _edges(min(0.0, float(table[x].min())), threshold)
     for axis, name in zip(axes[:, 0], sorts, strict=True):
         values = table.loc[table[by] == name, x]
-        below = np.linspace(threshold, low, max(2, round(40 * (threshold - low) / (1 - low))))[::-1]
-        edges = np.union1d(below, np.linspace(threshold, 1, max(2, round(40 * (1 - threshold) / (1 - low)))))
         axis.hist(values, bins=edges, color=colour(name), alpha=0.85)
         axis.axvline(threshold, color=INK, linestyle="--", linewidth=1.2)
         axis.set_ylabel("images")
@@ -34,6 +32,13 @@ def score_distributions(
     axes[-1, 0].set_xlabel("copy score")
     figure.tight_layout()
     return figure
+
+
+def _edges(low: float, threshold: float) -> np.ndarray:
+    """Of about forty bins from `low` to 1; no bin holds scores from both sides of the threshold."""
+    share = (threshold - low) / (1 - low)
+    ends = ((low, threshold, share), (threshold, 1, 1 - share))
+    return np.unique(np.concatenate([np.linspace(a, b, max(2, round(40 * s))) for a, b, s in ends]))
 
 
 @house_style

@@ -40,6 +40,7 @@ MARKS = {
     "ordinary": ("-", "o"),
     "planted": ("--", "D"),
 }
+LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "<", "*")
 OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
 GROUND, INK = "#FBFAF7", "#333333"
 SPARE = ("#56B4E9", "#CC79A7", "#009E73", "#E69F00", "#0072B2", "#D55E00", "#000000", "#7F7F7F", "#F0E442")
@@ -71,6 +72,11 @@ def mark(name: str) -> dict[str, str]:
     """Line style and marker of a target, for a line's keyword arguments."""
     line, marker = MARKS.get(name, ("-", "o"))
     return {"linestyle": line, "marker": marker}
+
+
+def nth_mark(k: int) -> dict[str, str]:
+    """The same for the k-th line of a figure whose lines have no marks of their own."""
+    return {"linestyle": LINES[k % len(LINES)], "marker": MARKERS[k % len(MARKERS)]}
 
 
 def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bookbuild.claims import Verdict, chapter_number
-from bookbuild.pages import cell_link, table, verdict_says
+from bookbuild.claims import Verdict
+from bookbuild.pages import figure_link, pages_by_number, table, verdict_says
 from dori.claims import HOLDS, UNKNOWN, Claim, show_number
 
 
@@ -56,15 +56,15 @@ def answers_part(verdicts: Iterable[Verdict], chapters: Iterable[str]) -> str:
     bears on the statement adds up to.
     """
     known = {v.claim.id: v for v in verdicts}
-    pages = {chapter_number(name): name for name in chapters}
+    pages = pages_by_number(chapters)
     rows = []
     for statement in STATEMENTS.values():
         bearing = [known[i] for i in (*statement.listed, *statement.others) if i in known]
         if headline := known.get(statement.listed[0]):
-            claim, page = headline.claim, pages.get(chapter_number(headline.claim.chapter))
-            here = cell_link(page, headline.figure) if page and headline.figure else "–"
-            row = (f"**{statement.title}** {claim.claim}", paper_gives(claim), here)
-            rows.append([*row, verdict_says(headline), counted(bearing)])
+            said = f"**{statement.title}** {headline.claim.claim}"
+            here = figure_link(headline, pages) or "–"
+            row = (said, paper_gives(headline.claim), here, verdict_says(headline), counted(bearing))
+            rows.append(row)
     header = ("The paper claims", "Paper", "Here [95 % interval]", "Verdict", "Hold, of all that bear on it")
     return table(header, rows)
 
@@ -72,7 +72,7 @@ def answers_part(verdicts: Iterable[Verdict], chapters: Iterable[str]) -> str:
 def found_parts(verdicts: Iterable[Verdict], chapters: Iterable[str]) -> dict[str, str]:
     """A part `found_<name>` for each statement."""
     known = {v.claim.id: v for v in verdicts}
-    pages = {chapter_number(name): name for name in chapters}
+    pages = pages_by_number(chapters)
     return {f"found_{name}": found_part(statement, known, pages) for name, statement in STATEMENTS.items()}
 
 
@@ -117,11 +117,10 @@ def _given(verdicts: Iterable[Verdict]) -> tuple[list[bool], list[bool]]:
 
 def line(verdict: Verdict, pages: Mapping[str, str]) -> str:
     """A bullet: verdict, claim, our figure as a link to its cell, the paper's figure."""
-    claim, figure = verdict.claim, verdict.figure
-    page = pages.get(chapter_number(claim.chapter))
-    here = f"{cell_link(page, figure)} " if page and figure else ""
+    claim = verdict.claim
     whose = f"the paper: {paper_gives(claim)}" if claim.of_paper else "our check"
-    return f"- {verdict_says(verdict)}: {claim.claim} {here}({whose})"
+    said = (claim.claim, figure_link(verdict, pages), f"({whose})")
+    return f"- {verdict_says(verdict)}: {' '.join(filter(None, said))}"
 
 
 def paper_gives(claim: Claim) -> str:

@@ -64,9 +64,20 @@ def cell_link(chapter: str, figure: Mapping[str, Any]) -> str:
     return f'<a href="notebooks/{chapter}.html#cell-{figure["cell"]}">{show(figure)}</a>'
 
 
+def pages_by_number(chapters: Iterable[str]) -> dict[str, str]:
+    """`01_replication` by `01`: claims name their chapter by its number."""
+    return {chapter_number(name): name for name in chapters}
+
+
+def figure_link(verdict: Verdict, pages: Mapping[str, str]) -> str:
+    """What was measured, as a link to its cell; "" where nothing was, or its chapter is not in this book."""
+    page = pages.get(chapter_number(verdict.claim.chapter))
+    return cell_link(page, verdict.figure) if page and verdict.figure else ""
+
+
 def verdicts_part(verdicts: list[Verdict], titles: Mapping[str, str]) -> str:
     """Two sentences that count the verdicts, and a row for each chapter; `titles` by the chapter's name."""
-    pages = {chapter_number(name): name for name in titles}
+    pages = pages_by_number(titles)
     rows = []
     for number in dict.fromkeys(chapter_number(v.claim.chapter) for v in verdicts):
         own = [v for v in verdicts if chapter_number(v.claim.chapter) == number]
@@ -94,7 +105,7 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
     """The claims table: the paper's statement and figure, ours with its interval, the rule, the verdict."""
     if not verdicts:
         return "The claims this study tests are not written down yet (`data/expected.yml`).\n"
-    pages = {chapter_number(name): name for name in chapters}
+    pages = pages_by_number(chapters)
     rows = []
     for verdict in verdicts:
         claim = verdict.claim
@@ -104,7 +115,7 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
                 chapter_link(page) if page else chapter_number(claim.chapter),
                 claim.claim,
                 paper_says(claim),
-                cell_link(page, verdict.figure) if page and verdict.figure else "–",
+                figure_link(verdict, pages) or "–",
                 f"{SIGNS[claim.op]} {show_number(claim.value)}",
                 verdict_says(verdict),
             ]
