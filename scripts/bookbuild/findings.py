@@ -62,7 +62,7 @@ def answers_part(verdicts: Iterable[Verdict], chapters: Iterable[str]) -> str:
         bearing = [known[i] for i in (*statement.listed, *statement.others) if i in known]
         if headline := known.get(statement.listed[0]):
             claim, page = headline.claim, pages.get(chapter_number(headline.claim.chapter))
-            here = cell_link(page, headline.figure) if page and headline.figure else "–"
+            here = cell_link(page, headline.figure, claim.value) if page and headline.figure else "–"
             row = (f"**{statement.title}** {claim.claim}", paper_gives(claim), here)
             rows.append([*row, verdict_says(headline), counted(bearing)])
     header = ("The paper claims", "Paper", "Here [95 % interval]", "Verdict", "Hold, of all that bear on it")
@@ -119,7 +119,7 @@ def line(verdict: Verdict, pages: Mapping[str, str]) -> str:
     """A bullet: verdict, claim, our figure as a link to its cell, the paper's figure."""
     claim, figure = verdict.claim, verdict.figure
     page = pages.get(chapter_number(claim.chapter))
-    here = f"{cell_link(page, figure)} " if page and figure else ""
+    here = f"{cell_link(page, figure, claim.value)} " if page and figure else ""
     whose = f"the paper: {paper_gives(claim)}" if claim.of_paper else "our check"
     return f"- {verdict_says(verdict)}: {claim.claim} {here}({whose})"
 
