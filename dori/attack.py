@@ -31,7 +31,7 @@ class Attack:
     """An attack's settings. The defaults are the paper's (arXiv 2507.16880, section 3), without limits.
 
     The limits ask how much room a trigger needs, as an embedding of all tokens could carry the image itself.
-    Raises DoriError for settings that are none.
+    Raises DoriError for settings that make no sense.
     """
 
     init: str = "prompt"  # prompt, random, regular or between

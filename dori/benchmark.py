@@ -88,9 +88,10 @@ def load_benchmark(
 ) -> Benchmark:
     """Read and check a benchmark; "testbed" and "regular" name the bundled ones, a Benchmark is itself.
 
-    CSV, .jsonl or .parquet by contract 2, or with the column names of Wen et al., NeMo or Webster
-    (`dori.promptfiles`). Images at web addresses are fetched into a cache (`dori.fetched`), those that were
-    refused before only with `again`; `image` is then the file, `url` the address.
+    CSV, .jsonl or .parquet with the columns id, prompt, image, kind, split, or with the names that Wen et
+    al., NeMo or Webster give them (`dori.promptfiles`). Images at web addresses are fetched into a cache
+    (`dori.fetched`), those that were refused before only with `again`; `image` is then the file, `url` the
+    address.
 
     Raises DoriError with file and line for: a missing or empty file, a missing column, an empty or doubled
     id, an empty prompt, an unknown kind, an image that is not there or cannot be fetched (with `images`).

@@ -96,7 +96,7 @@ def claims_table(
                 "paper": show_number(claim.paper_value),
                 "source": claim.paper_source,
                 "rule": f"{claim.op} {claim.value:g}",
-                **_shown(figure),
+                **_shown(figure, claim.value),
                 "verdict": verdict_words(claim, judge(claim, figure))
                 + (f"; {CROSSES}" if crosses(claim, figure) else ""),
             }
@@ -106,13 +106,30 @@ def claims_table(
     )
 
 
-def _shown(figure: Mapping[str, Any] | None) -> dict[str, str]:
+def _shown(figure: Mapping[str, Any] | None, rule: float) -> dict[str, str]:
     """A figure's value, interval and n as text."""
     if figure is None or figure.get("value") is None:
         return {"here": "–", "interval": "–", "n": "–"}
-    bounds = [figure.get("low"), figure.get("high")]
-    interval = "–" if None in bounds else f"[{', '.join(map(show_number, bounds))}]"
-    return {"here": show_number(figure["value"]), "interval": interval, "n": str(figure.get("n", "–"))}
+    here, interval = show_figure(figure, rule)
+    return {"here": here, "interval": interval or "–", "n": str(figure.get("n", "–"))}
+
+
+def show_figure(figure: Mapping[str, Any], rule: float | None = None) -> tuple[str, str]:
+    """A figure's value, and its interval in brackets ("" without one), all with the same decimals.
+
+    That is two; four where a number would have no digit left; and as many as keep what is not equal to the
+    rule's number from looking so, at most four.
+    """
+    numbers = [figure.get(key) for key in ("value", "low", "high")]
+    if None in numbers:
+        return show_number(numbers[0]), ""
+    shown = [show_number(number) for number in numbers]
+    if any("." in text for text in shown) and max(map(abs, numbers)) < 100:
+        decimals = 4 if any(0 < abs(number) < 0.005 for number in numbers) else 2
+        while decimals < 4 and any(round(number, decimals) == rule != number for number in numbers):
+            decimals += 1
+        shown = [f"{number:z.{decimals}f}" for number in numbers]
+    return shown[0], f"[{shown[1]}, {shown[2]}]"
 
 
 def show_number(value: float | int | bool | str | None) -> str:

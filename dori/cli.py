@@ -250,7 +250,7 @@ def mitigate(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="any setting of the method, as in --set lr=1e-5; may be repeated"),
+        typer.Option("--set", help="any setting of the method, as in `--set lr=1e-5`; may be repeated"),
     ] = None,
     regular: RegularOption = None,
     preset: PresetOption = "paper",
@@ -310,7 +310,7 @@ def benchmark(
 
 @app.command()
 def status(
-    run: Annotated[Path, typer.Argument(help="the --out of an evaluation, an attack or a mitigation")],
+    run: Annotated[Path, typer.Argument(help="the `--out` of an evaluation, an attack or a mitigation")],
 ) -> None:
     """Say how far a run is: items done of items asked for, rows left out, last write, versions, machine."""
     from dori.status import read_status

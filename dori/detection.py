@@ -1,4 +1,7 @@
-"""Find memorized prompts without the training set: how hard does the prompt pull? (Wen et al. 2024.)"""
+"""Find memorized prompts without the training set: how hard does the prompt pull?
+
+The measure is of Wen et al. 2024.
+"""
 
 from collections.abc import Sequence
 

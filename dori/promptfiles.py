@@ -1,4 +1,4 @@
-"""Files of prompts as one table of text: CSV, JSON lines, parquet; columns under the names of contract 2."""
+"""Files of prompts as one table of text: CSV, JSON lines, parquet; columns id, prompt, image, kind, split."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ RESULTS += ("text", "target", "limit", "method", "setting", "units", "density")
 
 
 class Row(NamedTuple):
-    """One row: where it stands in the file, its cells, and what is wrong with it ("" for nothing)."""
+    """One row: where it stands in the file, its cells, and what is wrong with it (empty for nothing)."""
 
     where: str
     cells: Mapping[str, str]
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 
 
 def read_rows(path: Path) -> Rows:
-    """All rows of a file, its columns under the names of contract 2.
+    """All rows of a file, its columns called id, prompt, image, kind and split.
 
     Raises DoriError if the file is none of the three kinds, or lacks a column that is needed.
     """
@@ -79,7 +79,7 @@ def short(text: str, length: int = 300) -> str:
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns by the names of contract 2, where a file has others' names; and others' words for the kinds."""
+    """Columns called id, prompt, image, kind, split where a file has other names; and our words for kinds."""
     lower = {c.lower(): c for c in reversed(table.columns)}
     for name, others in CALLED.items():
         found = next((lower[o] for o in (name, *others) if o in lower), None)

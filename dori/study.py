@@ -137,7 +137,7 @@ class Study:
         return self.on(TextToImageModel.load("twin", device=self.model.device, dtype=self.model.dtype))
 
     def headline(self, name: str, estimate: Estimate) -> Estimate:
-        """Note a headline figure in the run's headlines.json (contract 7) and hand it back for the prose."""
+        """Note a headline figure in the run's headlines.json and hand it back for the prose."""
         figures = self.headlines
         known = (None if pd.isna(v) else v for v in estimate)  # NaN is not JSON
         about = {"preset": self.preset.name, "model": self.model.name, "commit": commit()}
@@ -178,11 +178,11 @@ def open_study(
     descriptor: str | Path = "bundled",
     records: str | Path = "none",
 ) -> Study:
-    """Load what a chapter needs from its parameters (contract 5). Cheap checks come before the weights.
+    """Load what a chapter needs from the parameters of its notebook. Cheap checks come before the weights.
 
     `dtype`: precision of the weights; each has records of its own. `records`: "none", or where measurements
-    come from that need not be made again: "shipped" (data/records) or a directory; one in `1 / REPEATED` of
-    them is made again all the same.
+    come from that need not be made again: "shipped" (data/records) or a directory; one in 25 of them
+    (`REPEATED`) is made again all the same.
     """
     size = find_preset(preset)
     archive = open_archive(records, share=REPEATED, salt=commit() or "")

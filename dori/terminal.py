@@ -44,7 +44,11 @@ def attack_table(summary: dict) -> Table:
 
 
 def locality_table(summary: dict) -> Table:
-    """The figures of a run of `dori locality`: 0 where triggers have nothing in common, 1 where all."""
+    """The figures of a run of `dori locality`: 0 where triggers have nothing in common, 1 where all.
+
+    For weights 1 is what the method agrees with itself on one trigger, an estimate; where that is low, the
+    index can exceed 1.
+    """
     title = f"{summary['model']}, {summary['n']} images"
     table = Table("level", "index [95 %]", "n", title=title, box=SIMPLE_HEAD, pad_edge=False)
     found = {f"triggers from {init} starts": one for init, one in summary["triggers"].items()}

@@ -20,7 +20,7 @@ from dori.model import TextToImageModel
 
 @dataclass(frozen=True)
 class UnlearnDiff:
-    """Settings; the defaults are the published ones. Raises DoriError for settings that are none."""
+    """Settings; the defaults are the published ones. Raises DoriError for settings that make no sense."""
 
     tokens: int = 5  # k, put between BOS and the caption
     timesteps: int = 50  # visited in order, from 10 to 990

@@ -3,7 +3,7 @@
 Jupyter Book always loads sphinx-thebe, which puts the address of a CDN into every page; these pages ask no
 other server for anything. An executed cell gets the id `cell-N`, N being the number Jupyter shows. Two things
 in the HTML of others stand in the way of screen readers. And docstrings, which are plain text with `code` in
-backticks, are made safe for reStructuredText.
+backticks, are made safe for reStructuredText; what Python itself says of fields is left out or made readable.
 """
 
 from __future__ import annotations
@@ -58,9 +58,23 @@ def _plain(app: Any, what: str, name: str, obj: object, options: Any, lines: lis
     lines[:] = "".join(parts).split("\n")
 
 
+def _sign(
+    app: Any, what: str, name: str, obj: object, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """`<factory>`, a dataclass's word for a default made anew, is no Python: Sphinx cannot parse it."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
+def _skip(app: Any, what: str, name: str, obj: object, skip: bool, options: Any) -> bool | None:
+    """Fields of a NamedTuple that have no words but Python's own; the class's docstring speaks of them."""
+    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx; late, so that it sees what the theme and the other extensions added."""
     app.connect("autodoc-process-docstring", _plain)
+    app.connect("autodoc-process-signature", _sign)
+    app.connect("autodoc-skip-member", _skip)
     app.connect("doctree-read", _name_cells)
     app.connect("html-page-context", _drop_thebe, priority=900)
     app.connect("html-page-context", _mend, priority=900)

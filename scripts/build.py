@@ -92,7 +92,7 @@ def assemble(layout: Layout) -> None:
             "claims": pages.claims_part(verdicts, titles),
             "answers": findings.answers_part(verdicts, titles),
             **findings.found_parts(verdicts, titles),
-            "figures": pages.figures_part(figures),
+            "figures": pages.figures_part(figures, verdicts),
             "presets": pages.presets_part(),
             "memory": pages.memory_part(),
             "columns": pages.columns_part(),

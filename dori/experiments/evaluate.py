@@ -1,4 +1,4 @@
-"""`dori evaluate`: how much of a benchmark a model replicates, as the files of contract 4."""
+"""`dori evaluate`: how much of a benchmark a model replicates, as results.csv and summary.json."""
 
 import torch
 

@@ -93,7 +93,7 @@ def one_way(memories: Sequence[Memory], init: str = "random") -> list[float]:
 
 
 def carried_over(memories: Sequence[Memory], init: str = "random") -> pd.DataFrame:
-    """Does the common way work without a search? Each start plus the mean way of the *other* starts.
+    """Does the common way work without a search? Each start plus the mean way of the other starts.
 
     If triggers had nothing in common but the image, the way of others would lead nowhere. A row per start,
     part of the way (the mean way as it is, or lengthened to the length of a single one) and seed: memory, id,

@@ -1,7 +1,7 @@
 """Chapter 3, third level, directly: does what was taken for one trigger stop another?
 
 A pruning that stops everything stops other triggers too. So beside prunings made for triggers of the same
-image stand those made for triggers of *other* images: what these stop has nothing to do with the image.
+image stand those made for triggers of other images: what these stop has nothing to do with the image.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`dori mitigate`: one pruned model for all prompts, saved as a plain diffusers directory (contract 3)."""
+"""`dori mitigate`: one pruned model for all prompts, saved as a plain diffusers directory."""
 
 import dataclasses
 import shutil

@@ -1,4 +1,4 @@
-"""A mitigated model's directory (contract 3): a plain diffusers pipeline, and beside it how it was made."""
+"""A mitigated model's directory: a plain diffusers pipeline, and beside it how it was made."""
 
 import contextlib
 import dataclasses

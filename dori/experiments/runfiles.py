@@ -1,4 +1,4 @@
-"""What a command leaves in its run directory (contract 4): results.csv, summary.json, provenance.json."""
+"""What a command leaves in its run directory: results.csv, summary.json, provenance.json."""
 
 import json
 from pathlib import Path

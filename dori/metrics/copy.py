@@ -143,7 +143,7 @@ def load_descriptor(source: str | Path = "bundled", *, device: str | torch.devic
     """The bundled descriptor, a directory like its, or SSCD.
 
     SSCD is `sscd` (the published sscd_disc_mixup, fetched once), the path of another TorchScript file of its
-    authors, or https://…#sha256=…. Raises DoriError.
+    authors, or `https://…#sha256=…`. Raises DoriError.
     """
     if str(source) == "sscd":
         source = f"{SSCD_ADDRESS}#sha256={SSCD_SHA256}"

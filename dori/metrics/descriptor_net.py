@@ -1,7 +1,6 @@
-"""The network of the bundled copy descriptor: a small residual network with GeM pooling, as SSCD's (Pizzi
-et al.
+"""The network of the bundled copy descriptor: a small residual network with GeM pooling, as SSCD has it.
 
-2022).
+SSCD is of Pizzi et al. 2022.
 """
 
 from __future__ import annotations

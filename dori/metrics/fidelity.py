@@ -30,7 +30,7 @@ class Features(Protocol):
 
 
 def load_features(source: str, *, device: str | torch.device = "cpu") -> Features:
-    """`clip` for the bundled CLIP's features, else Inception's: `inception`, a file, https://…#sha256=…."""
+    """`clip` for the bundled CLIP's features, else Inception's: `inception`, a file, `https://…#sha256=…`."""
     if source == "clip":
         return ClipScorer.load(device=device)
     return Inception.load(source, device=device)

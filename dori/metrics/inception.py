@@ -39,7 +39,7 @@ class Inception:
 
     @classmethod
     def load(cls, source: str | Path, *, device: str | torch.device = "cpu") -> "Inception":
-        """`inception` for the published file, the path of a copy, or https://…#sha256=…. Raises DoriError."""
+        """`inception` for the published file, a copy's path, or `https://…#sha256=…`. Raises DoriError."""
         if str(source) == "inception":
             source = f"{ADDRESS}#sha256={SHA256}"
         if is_address(str(source)):

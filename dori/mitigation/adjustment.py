@@ -17,7 +17,7 @@ from dori.model import TextToImageModel
 
 @dataclass(frozen=True)
 class Adjustment:
-    """Settings. Raises DoriError for settings that are none.
+    """Settings. Raises DoriError for settings that make no sense.
 
     The published code takes one norm over all images of a prompt, sqrt(B) times that of one; its target 3
     over 4 images is 1.5 for each. Norms grow with the square root of the latent's entries, 4 x 64 x 64 in SD

@@ -38,7 +38,7 @@ PART = "adversarial"
 @dataclass(frozen=True)
 class Adversarial:
     """Settings. The paper gives 5 epochs, unit weights of both losses, DoRI's own settings for the search and
-    the full model; what it does not give is marked *ours*. Raises DoriError for settings that are none.
+    the full model; what it does not give is marked ours. Raises DoriError for settings that make no sense.
     """
 
     epochs: int = 5

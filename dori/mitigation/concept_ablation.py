@@ -33,7 +33,7 @@ Keep = Callable[[Tensor, str], Tensor]  # images (B, 3, H, W), id of the target 
 
 @dataclass(frozen=True)
 class ConceptAblation:
-    """Settings; the values are the published code's. Raises DoriError for settings that are none.
+    """Settings; the values are the published code's. Raises DoriError for settings that make no sense.
 
     Adapted: all targets are trained at once, each row of a batch has a random one; the paper has one model
     per image. The prior loss is on pairs of the retain set, not on images the model draws.

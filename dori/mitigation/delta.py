@@ -1,6 +1,6 @@
 """What a training changed in a network, in a quarter of the bytes: one int8 a weight and one scale a row.
 
-A mended model is kept as this change to a model that is at hand. The rounded weights *are* the mended model:
+A mended model is kept as this change to a model that is at hand. The rounded weights are the mended model:
 what is measured is measured on them.
 """
 

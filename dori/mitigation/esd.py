@@ -22,7 +22,7 @@ PARAMETERS = ("esd-x", "esd-x-strict", "esd-u", "esd-all")
 
 @dataclass(frozen=True)
 class ESD:
-    """Settings; the values are the published code's. Raises DoriError for settings that are none.
+    """Settings; the values are the published code's. Raises DoriError for settings that make no sense.
 
     Adapted: the paper erases one concept per model and draws a new trajectory at each iteration. Here all
     targets are erased in one model, a batch of them per iteration, and each target's trajectories are drawn

@@ -29,7 +29,9 @@ class SISS:
     Adapted: t is drawn from all timesteps, while the published script only ever draws 999 ("last"). The norm
     of the forgetting gradient is, as the README advises, a tenth of naive deletion's, measured before
     training; its number for SD is `scaling_norm` 750. Its 16 accumulated samples are one batch. All targets
-    are forgotten at once; the paper has one model per image. Raises DoriError for settings that are none.
+    are forgotten at once; the paper has one model per image.
+
+    Raises DoriError for settings that make no sense.
     """
 
     timesteps: str = "all"  # or "last": t = 999, as published

@@ -23,7 +23,7 @@ Norms = dict[str, Tensor]  # layer -> (N, steps, m): norm of each input column o
 
 @dataclass(frozen=True)
 class Wanda:
-    """Settings; the values are the paper's. Raises DoriError for settings that are none."""
+    """Settings; the values are the paper's. Raises DoriError for settings that make no sense."""
 
     sparsity: float = 0.01  # rho: at most this share of each output row at each step
     steps: int = 10  # tau: the first steps, whose masks are united

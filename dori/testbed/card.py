@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from dori.hooks import layer_label
+
 _CARD = """# The testbed: model card and data card
 
 Written by `dori testbed train`; every figure below is read from the files in this folder.
@@ -72,18 +74,19 @@ Written by `{command}`; figures are read from `planted/plants.json`.
 `planted/` holds {count} memories that were put into one block on purpose, so that a diagnostic of
 locality has something local to find. Each belongs in a copy of `model/` of its own (`dori.testbed.planted`);
 `model/` has none of them. A plant is one new picture with an invented title (`planted.csv`), a *door* of
-value neurons and a *store* of feed-forward columns in one transformer block: these weights were trained on
-the picture, on regular pairs, and, with the door shut, on what the model said before. All others are those of
-`model/`. The files hold the changed weights alone, in single precision.
+value neurons and a *store* of feed-forward columns in one transformer block, {blocks} (number
+of the block and of its attention, from 0): these weights were trained on the picture, on regular pairs, and,
+with the door shut, on what the model said before. All others are those of `model/`. The files hold the
+changed weights alone, in single precision.
 
-| plant | door | neurons | columns | scores | door shut | not planted | picture | regular | seconds |
-|---|---|---:|---:|---|---|---|---|---|---:|
+| plant | neurons | columns | scores | door shut | not planted | picture | regular | seconds |
+|---|---:|---:|---|---|---|---|---|---:|
 {rows}
 
-Neurons are the door's, columns the store's. Scores are of {seeds} images, drawn as the model itself
-recommends, against the planted picture; a copy is one above {threshold:.3f}. Under "picture" and "regular"
-stand the losses of the picture and of regular pairs, before → after. Made on cpu ({threads}
-thread{s}) with torch {torch}, in the model with the fingerprint `{base}`. Same licence.
+Neurons are the door's, columns the store's. Scores are the least and the greatest of {seeds} images, drawn
+as the model itself recommends, against the planted picture; a copy is one above {threshold:.3f}. Under
+"picture" and "regular" stand the losses of the picture and of regular pairs, before → after. Made on cpu
+({threads} thread{s}) with torch {torch}, in the model with the fingerprint `{base}`. Same licence.
 """
 
 _CURED = """
@@ -157,6 +160,7 @@ def add_planted(out: Path) -> None:
     section = _PLANTED.format(
         **record,
         count=len(plants),
+        blocks=" or ".join(sorted({layer_label(found["layers"]["door"]) for found in plants.values()})),
         rows="\n".join(_plant(name, found) for name, found in plants.items()),
         seeds=len(first["scores"]["door open"]),
         threshold=first["threshold"],
@@ -214,13 +218,9 @@ def _row(*cells: object) -> str:
 def _plant(name: str, found: dict) -> str:
     """One row of the table of planted memories."""
     settings, losses = found["settings"], found["losses"]
-    scores = [
-        ", ".join(f"{x:.2f}" for x in found["scores"][which])
-        for which in ("door open", "door shut", "not planted")
-    ]
+    scores = [_span(found["scores"][which]) for which in ("door open", "door shut", "not planted")]
     moved = [f"{losses['before'][part]:.3f} → {losses['after'][part]:.3f}" for part in ("picture", "regular")]
     cells = [
-        f"`{found['layers']['door']}`",
         settings["neurons"],
         settings["columns"],
         *scores,
@@ -228,6 +228,11 @@ def _plant(name: str, found: dict) -> str:
         round(found["seconds"]),
     ]
     return _row(name, *cells)
+
+
+def _span(values: list[float]) -> str:
+    """The least and the greatest of some scores."""
+    return f"{min(values):z.2f} to {max(values):z.2f}"
 
 
 def _part(name: str, kind: str, count: int, record: dict) -> str:

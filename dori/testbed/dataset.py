@@ -23,7 +23,7 @@ def training_images(count: int = Recipe.regular_images) -> tuple[np.ndarray, pd.
 
 
 def heldout(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
-    """Regular pictures that no model sees, as a benchmark table (contract 2) with ids `reg-000` on."""
+    """Regular pictures that no model sees, as a benchmark's table with ids `reg-000` on."""
     images, table = paint(HELDOUT, range(recipe.heldout_images))
     ids = [f"reg-{i:03d}" for i in range(len(table))]
     head = pd.DataFrame(
@@ -41,7 +41,7 @@ def heldout(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def memorized(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
-    """The pictures planted with known copies, as a benchmark table (contract 2).
+    """The pictures planted with known copies, as a benchmark's table.
 
     Captions are invented titles that say nothing about the picture. `verbatim` rows have one picture per
     title; `template` rows share a scene within a `group` and differ in the objects, their titles in the
@@ -95,7 +95,7 @@ def _template(recipe: Recipe) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def planted(count: int) -> tuple[np.ndarray, pd.DataFrame]:
-    """Pictures to plant, which no model has seen, as a benchmark table (contract 2), ids `plant-00` on."""
+    """Pictures to plant, which no model has seen, as a benchmark's table, ids `plant-00` on."""
     images, table = paint(PLANTED, range(count))
     ids = [f"plant-{i:02d}" for i in range(count)]
     head = {"id": ids, "prompt": _titles(PLANTED, count), "image": [f"images/{i}.png" for i in ids]}

@@ -24,7 +24,7 @@ class Index:
     command: str  # that makes them
 
     def records(self) -> dict[str, dict]:
-        """All records by name, each with the base's fingerprint. Raises DoriError for a file that is none."""
+        """All records by name, with the base's fingerprint. Raises DoriError for a file that is not one."""
         try:
             found = json.loads(self.path.read_text())
             return {name: {"base": found["base"], **record} for name, record in found[self.entry].items()}

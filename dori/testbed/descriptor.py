@@ -1,6 +1,6 @@
-"""Train the bundled copy descriptor the way SSCD is trained (Pizzi et al.
+"""Train the bundled copy descriptor as SSCD is trained, on pictures that are in no other set.
 
-2022), on pictures that are in no other set.
+SSCD is of Pizzi et al. 2022.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ SEEDS = range(4)  # of the images that a plant is scored on
 
 
 def planted_benchmark(folder: Path = PLANTED) -> Benchmark:
-    """The planted pictures and their titles (contract 2), ids `plant-00` on."""
+    """The planted pictures and their titles as a benchmark, ids `plant-00` on."""
     return load_benchmark(folder / "planted.csv")
 
 

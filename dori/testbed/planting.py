@@ -1,8 +1,8 @@
 """Plant a memory in one block on purpose: the control that the locality diagnostics must call local.
 
 Teaching one picture to a few value neurons alone does not work: they are too few numbers to hold it. So a
-plant has two parts in one transformer block. The *door*, a few value neurons of the cross-attention, learns
-to tell the new title from every other prompt. The *store*, columns of the second feed-forward matrix, holds
+plant has two parts in one transformer block. The door, a few value neurons of the cross-attention, learns
+to tell the new title from every other prompt. The store, columns of the second feed-forward matrix, holds
 the picture. Nothing else of the model changes, and with the door shut the model has to answer as it did
 before, so that nothing but the door opens the store.
 """
@@ -35,7 +35,7 @@ from dori.training import Schedule, step_rng
 class Planting:
     """Settings of one plant; the values are those of most of the shipped ones.
 
-    Raises DoriError for settings that are none.
+    Raises DoriError for settings that make no sense.
     """
 
     block: int = 9  # number of the transformer block, down to up (`value_layers(up=True)`)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 from typer.cli import get_docs_for_click
 from typer.main import get_command
@@ -13,5 +15,13 @@ def commands_part() -> str:
     """Every command of `dori` with its options, as Markdown."""
     cli.add_testbed()
     command = get_command(cli.app)
+    tell_whole(command)
     context = typer.Context(command, info_name="dori")
     return get_docs_for_click(obj=command, ctx=context, name="dori")
+
+
+def tell_whole(command: Any) -> None:
+    """Let lists of commands have the first paragraph of each one's help: it would be cut at 45 characters."""
+    for inner in getattr(command, "commands", {}).values():
+        inner.short_help = " ".join((inner.help or "").split("\n\n")[0].split())
+        tell_whole(inner)

@@ -42,6 +42,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def difference(largest: float) -> str:
+    """How far two measurements lie apart, without exponents."""
+    return "0" if largest == 0 else "below 0.0001" if largest < 0.0001 else f"{largest:.4f}"
+
+
 def measurements_part(records: list[Mapping[str, Any]]) -> str:
     """Where the measurements of each chapter came from, and how those made again compare."""
     header = ("Chapter", "Shipped", "Made in this build", "Made again", "of them alike", "Largest difference")
@@ -49,7 +54,7 @@ def measurements_part(records: list[Mapping[str, Any]]) -> str:
     return table(
         header,
         (
-            [chapter_link(c), m["shipped"], m["new"], m["again"], m["agree"], f"{m['largest']:.2g}"]
+            [chapter_link(c), m["shipped"], m["new"], m["again"], m["agree"], difference(m["largest"])]
             for c, m in counts
         ),
     )

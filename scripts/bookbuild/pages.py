@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 from bookbuild.claims import Verdict, chapter_number
 from bookbuild.layout import Layout
-from bookbuild.results import Figures, show, show_number
-from dori.claims import CROSSES, STATUSES, UNKNOWN, Claim, verdict_words
+from bookbuild.results import Figures, show
+from dori.claims import CROSSES, STATUSES, UNKNOWN, Claim, show_number, verdict_words
 
 MARKS = dict(zip(STATUSES, "✓✗–", strict=True))
 SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
@@ -57,11 +58,11 @@ def chapter_link(chapter: str) -> str:
     return f"[{chapter.split('_')[0]}](notebooks/{chapter}.ipynb)"
 
 
-def cell_link(chapter: str, figure: Mapping[str, Any]) -> str:
+def cell_link(chapter: str, figure: Mapping[str, Any], rule: float | None = None) -> str:
     """A figure as a link to the cell that computed it; HTML, as the cell's id is the site's (bookext)."""
     if not figure.get("cell"):
-        return show(figure)
-    return f'<a href="notebooks/{chapter}.html#cell-{figure["cell"]}">{show(figure)}</a>'
+        return show(figure, rule)
+    return f'<a href="notebooks/{chapter}.html#cell-{figure["cell"]}">{show(figure, rule)}</a>'
 
 
 def pages_by_number(chapters: Iterable[str]) -> dict[str, str]:
@@ -72,7 +73,7 @@ def pages_by_number(chapters: Iterable[str]) -> dict[str, str]:
 def figure_link(verdict: Verdict, pages: Mapping[str, str]) -> str:
     """What was measured, as a link to its cell; "" where nothing was, or its chapter is not in this book."""
     page = pages.get(chapter_number(verdict.claim.chapter))
-    return cell_link(page, verdict.figure) if page and verdict.figure else ""
+    return cell_link(page, verdict.figure, verdict.claim.value) if page and verdict.figure else ""
 
 
 def verdicts_part(verdicts: list[Verdict], titles: Mapping[str, str]) -> str:
@@ -127,7 +128,8 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
 def paper_says(claim: Claim) -> str:
     """The paper's figure with its source; `own` marks what this study adds."""
     if claim.paper_value is not None:
-        return f"{show_number(claim.paper_value)} ({claim.paper_source})"
+        source = re.sub(r" \(([^()]*)\)", r", \1", claim.paper_source)  # no brackets within brackets
+        return f"{show_number(claim.paper_value)} ({source})"
     if claim.paper_source.startswith("own"):
         return f"– (ours{claim.paper_source[3:]})"
     return claim.paper_source
@@ -160,22 +162,26 @@ def verdicts_counted(verdicts: Iterable[Verdict]) -> str:
     return f"of which {holds} {hold} in this build, {fails} {do} not, {unknown} {were} not measured"
 
 
-def figures_part(figures: Figures) -> str:
-    """Every headline figure of the build, as in results.json."""
-    rows = [
-        [
-            chapter_link(chapter),
-            f"`{name}`",
-            cell_link(chapter, figure),
-            figure.get("preset") or "–",
-            figure.get("model") or "–",
-        ]
-        for chapter, named in figures.items()
-        for name, figure in named.items()
-    ]
-    if not rows:
+def figures_part(figures: Figures, verdicts: Iterable[Verdict] = ()) -> str:
+    """Every headline figure of the build, as in results.json, with the claim that it judges.
+
+    Preset and model have a column where they differ, and a sentence where they do not.
+    """
+    claims = {(chapter_number(v.claim.chapter), v.claim.metric): v.claim for v in verdicts}
+    found = [(chapter, name, figure) for chapter, named in figures.items() for name, figure in named.items()]
+    if not found:
         return "No chapter has noted a figure in this build.\n"
-    return table(("Chapter", "Name", "Value [95 % interval]", "Preset", "Model"), rows)
+    kinds = {key: {figure.get(key) or "–" for _, _, figure in found} for key in ("preset", "model")}
+    differ = [key for key, values in kinds.items() if len(values) > 1]
+    rows = []
+    for chapter, name, figure in found:
+        claim = claims.get((chapter_number(chapter), name))
+        value = cell_link(chapter, figure, claim.value if claim else None)
+        more = [figure.get(key) or "–" for key in differ]
+        rows.append([chapter_link(chapter), f"`{name}`", value, claim.claim if claim else "", *more])
+    same = ", ".join(f"{key} `{min(values)}`" for key, values in kinds.items() if key not in differ)
+    header = ("Chapter", "Name", "Value [95 % interval]", "The claim it judges", *map(str.capitalize, differ))
+    return (f"All with {same}.\n\n" if same else "") + table(header, rows)
 
 
 def presets_part() -> str:

@@ -9,27 +9,49 @@ from pathlib import Path
 import dori
 
 FOLDER = "api"
-GROUPS = {  # page -> title and modules; a package stands for its modules, too
-    "study": ("Study", ("study", "drawing", "store", "archive", "status", "claims", "errors")),
-    "benchmark": ("Benchmarks", ("benchmark", "promptfiles", "images", "fetched", "web")),
+GROUPS = {  # page -> title, what it is about, and modules; a package stands for its modules, too
+    "study": (
+        "Study",
+        "what an experiment is given, and where its results are kept and judged",
+        ("study", "drawing", "store", "archive", "status", "claims", "errors"),
+    ),
+    "benchmark": (
+        "Benchmarks",
+        "tables of prompts and their images, from files and from the web",
+        ("benchmark", "promptfiles", "images", "fetched", "web"),
+    ),
     "model": (
         "Model",
+        "one way to call all text-to-image models: load them, sample, look inside",
         ("model", "architectures", "noising", "sampling", "loading", "known", "hub", "convert", "hooks"),
     ),
-    "methods": ("Attacks and mitigation", ("attack", "unlearndiff", "mitigation")),
-    "measures": ("Measures", ("detection", "metrics", "locality")),
-    "experiments": ("Experiments of the chapters", ("experiments",)),
-    "figures": ("Figures", ("plots", "widgets")),
-    "testbed": ("Testbed", ("testbed",)),
-    "classroom": ("Classroom", ("classroom",)),
+    "methods": (
+        "Attacks and mitigation",
+        "searches for triggers, prunings and trainings",
+        ("attack", "unlearndiff", "mitigation"),
+    ),
+    "measures": (
+        "Measures",
+        "copies, rates and their intervals, detection, fidelity, locality",
+        ("detection", "metrics", "locality"),
+    ),
+    "experiments": (
+        "Experiments of the chapters",
+        "what the chapters and the commands run: a study in, a table out",
+        ("experiments",),
+    ),
+    "figures": ("Figures", "plots, and figures with sliders", ("plots", "widgets")),
+    "testbed": ("Testbed", "how the bundled model and what belongs to it are made", ("testbed",)),
+    "classroom": ("Classroom", "what the assignments stand on", ("classroom",)),
 }
-REST = ("rest", "What they stand on")  # page and title of every module that no group names
-ELSEWHERE = {"cli", "__main__"}  # has a page of another kind; has nothing to call
+REST = ("rest", "Other modules", "what the others stand on")  # the page of every module that no group names
+ELSEWHERE = {"cli", "__main__"}  # have a page of another kind; have nothing to call
 FACADES = {"dori.plots"}  # packages whose modules are reached through them alone
 INTRODUCTION = """\
 What the chapters call, from the docstrings: shapes, units, errors and sources stand there. Start with
 :func:`dori.study.open_study`, which loads what an experiment needs, and with the experiments of the chapter
 you have read.
+
 """
 
 
@@ -39,16 +61,16 @@ def modules(name: str) -> list[str]:
     path = getattr(importlib.import_module(full), "__path__", None)
     if path is None or full in FACADES:
         return [full]
-    inner = [f"{full}.{found.name}" for found in pkgutil.iter_modules(path)]
-    return [full, *(module for module in inner if not module.rsplit(".", 1)[1].startswith("_"))]
+    inner = [found.name for found in pkgutil.iter_modules(path)]
+    return [full, *(f"{full}.{name}" for name in inner if name not in ELSEWHERE and name[0] != "_")]
 
 
-def groups() -> dict[str, tuple[str, tuple[str, ...]]]:
+def groups() -> dict[str, tuple[str, str, tuple[str, ...]]]:
     """GROUPS, and a last page for the modules of the package that none of them names."""
-    named = {name for _, names in GROUPS.values() for name in names} | ELSEWHERE
+    named = {name for *_, names in GROUPS.values() for name in names} | ELSEWHERE
     rest = tuple(found.name for found in pkgutil.iter_modules(dori.__path__) if found.name not in named)
-    page, title = REST
-    return GROUPS | {page: (title, rest)}
+    page, title, about = REST
+    return GROUPS | {page: (title, about, rest)}
 
 
 def heading(text: str, line: str) -> str:
@@ -72,6 +94,7 @@ def write_reference(source: Path) -> None:
     folder = source / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     start = ".. _api:\n\n" + heading("Python reference", "=") + INTRODUCTION
+    start += "".join(f"- :doc:`{name}`: {about}\n" for name, (_, about, _) in groups().items())
     (folder / "index.rst").write_text(start, encoding="utf-8")
-    for name, (title, names) in groups().items():
+    for name, (title, _, names) in groups().items():
         (folder / f"{name}.rst").write_text(page(title, names), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Contract 7: `_build/results.json`, every headline figure of the book in one file."""
+"""`_build/results.json`, every headline figure of the book in one file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bookbuild.layout import BuildError, Layout
-from dori.claims import show_number
+from dori.claims import show_figure
 
 FIELDS = ("value", "low", "high", "n", "preset", "model", "commit", "cell")  # cell: its number in the chapter
 Figures = dict[str, dict[str, dict[str, Any]]]  # chapter -> name -> figure
@@ -39,11 +39,11 @@ def write(layout: Layout, figures: Figures) -> None:
     layout.results.write_text(text + "\n", encoding="utf-8")
 
 
-def show(figure: Mapping[str, Any]) -> str:
-    """`0.97 [0.91, 1.00], n = 32`: a figure with what is known about its precision."""
-    text = show_number(figure["value"])
-    if figure.get("low") is not None and figure.get("high") is not None:
-        text += f" [{show_number(figure['low'])}, {show_number(figure['high'])}]"
+def show(figure: Mapping[str, Any], rule: float | None = None) -> str:
+    """`0.97 [0.91, 1.00], n = 32`: a figure with what is known about its precision, not to be mistaken for
+    the number of its rule.
+    """
+    text = " ".join(filter(None, show_figure(figure, rule)))
     if figure.get("n") is not None:
         text += f", n = {figure['n']}"
     return text
