@@ -1,6 +1,7 @@
 """Adversarial fine-tuning: what a step computes, what a round searches, and that a stopped run goes on."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from dori.mitigation.adversarial import PART, Adversarial, _Duel, adversarial
 from dori.mitigation.lora import adapted
 from dori.mitigation.surrogates import Drawing, make_surrogates
 from dori.mitigation.targets import Batch, Retain, Targets, denoising_loss, draw_noise, retain_batch
-from dori.training import step_rng
+from dori.training import Fit, step_rng
 from tests.conftest import adapt, make_pipeline
 
 PROMPTS = ("one red boat", "two blue house", "kalor vesta")
@@ -127,11 +128,24 @@ def test_without_targets_weight_it_is_plain_fine_tuning(targets, surrogates, ret
     assert same(*results)
 
 
-@pytest.mark.parametrize("rank", [None, 2])
-def test_a_run_that_was_stopped_ends_with_the_same_weights(
-    targets, surrogates, retain, tmp_path, monkeypatch, rank
+def test_the_learning_rate_falls_in_the_last_share_of_the_steps(
+    model, targets, surrogates, retain, tmp_path, monkeypatch
 ):
-    settings = Adversarial(**{**vars(SMALL), "rank": rank})
+    rates = []
+    monkeypatch.setattr(Fit, "run", lambda self: rates.extend(map(self.schedule, range(self.schedule.steps))))
+    settings = dataclasses.replace(SMALL, steps=5, decay=0.5)
+    adversarial(model, targets, surrogates, retain, settings, run_dir=tmp_path, regular=REGULAR)
+    half = len(rates) // 2
+    assert len(rates) == settings.total(len(targets))
+    assert rates[:half] == [settings.lr] * half
+    assert rates[half:] == pytest.approx([settings.lr * (half - k) / half for k in range(half)])
+
+
+@pytest.mark.parametrize(("rank", "decay"), [(None, 0.5), (2, 0.0)])
+def test_a_run_that_was_stopped_ends_with_the_same_weights(
+    targets, surrogates, retain, tmp_path, monkeypatch, rank, decay
+):
+    settings = dataclasses.replace(SMALL, rank=rank, decay=decay)
     whole = adapt(make_pipeline())
     adversarial(whole, targets, surrogates, retain, settings, run_dir=tmp_path / "whole", regular=REGULAR)
 
@@ -244,6 +258,7 @@ def test_an_image_is_searched_from_several_starts_and_every_look_counts(model, t
         {"inits": ()},
         {"rank": 0},
         {"lr": 0.0},
+        {"decay": 1.5},
         {"retain": -1},
         {"starts": 4},
     ],

@@ -52,7 +52,8 @@ class Adversarial:
     pairs: int = 2048  # ours: how many there are to draw them from, where the study gives the retain set
     dropout: float = 0.1  # ours: share of their captions that is emptied
     weight: float = 1.0  # of the loss on triggers; that of regular pairs is 1
-    lr: float = 1e-5  # ours: AdamW, constant
+    lr: float = 1e-5  # ours: AdamW, constant up to the decay
+    decay: float = 0.0  # ours: share of the training, at its end, in which the learning rate falls to 0
     ema: float = 0.0  # ours: decay of an average of the weights; 0: none
     rank: int | None = None  # LoRA adapters of this rank instead of the full model
     optimizer: str = "adamw"  # or with its state off the device, or in eight bits: `optimizers.OPTIMIZERS`
@@ -72,6 +73,7 @@ class Adversarial:
             f"{self.pairs} regular pairs to draw from: use at least 1": self.pairs < 1,
             f"a LoRA rank of {self.rank}: use at least 1": self.rank is not None and self.rank < 1,
             f"a learning rate of {self.lr}: use a positive number": not 0 < self.lr < float("inf"),
+            f"a learning rate that falls for a share of {self.decay}: use 0 to 1": not 0 <= self.decay <= 1,
         }
         for message, applies in wrong.items():
             if applies:
@@ -118,7 +120,7 @@ def adversarial(
             part,
             model.unet,
             loss,
-            Schedule(settings.total(len(targets)), settings.lr, warmup=1, decay=0),
+            Schedule(settings.total(len(targets)), settings.lr, warmup=1, decay=settings.decay),
             run_dir,
             seed,
             ema_decay=settings.ema,
