@@ -54,7 +54,7 @@ from IPython.display import HTML, Markdown
 from dori import plots, widgets
 from dori.claims import claims_html
 from dori.experiments import cuts, pruned, retention, takeaways
-from dori.experiments.reach import reach_table
+from dori.experiments.reach import reach_shown, reach_table
 from dori.experiments.replication import regular_prompts
 from dori.metrics.replication import MR, rates_shown
 from dori.study import open_study
@@ -167,7 +167,7 @@ plots.units_per_layer(layers)
 # %%
 some, others = test.head(8), regular_prompts(study).head(16)
 reached = reach_table(study, some, others, sampling=pruned.sampling(study))
-reached.round(2).set_index("group").rename(columns={"alignment_lost": "alignment lost"})
+reach_shown(reached)
 
 # %% [markdown]
 # ### Is the pruned model still of use?

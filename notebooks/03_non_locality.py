@@ -242,7 +242,7 @@ plots.agreement_profile(weights.shown(agreed))
 # %% tags=["hide-input"]
 overlap = weights.mean_iou(agreed, weights.label(WANDA), "ordinary")
 study.headline("wanda_iou", overlap)
-weights.summary(agreed).round(2)
+weights.summary(agreed)
 
 # %% [markdown]
 # ### The direct test: does a cut made for one trigger stop another?
@@ -317,7 +317,7 @@ plots.levels(levels.levels(table))
 gaps = levels.gaps(table)
 for name, estimate in {**gaps, **levels.indices_reported(table)}.items():
     study.headline(name, estimate)
-levels.gap_table(gaps).round(2)
+levels.gap_table(gaps)
 
 # %% [markdown]
 # How to read it. A level at which the planted memories stand far to the right of the ordinary ones can tell where a memory is, and what it says about the ordinary

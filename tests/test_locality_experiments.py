@@ -70,7 +70,9 @@ def test_the_gap_of_a_level_is_planted_minus_ordinary():
     found = levels.gaps(table)
     assert found["planted_gap_embeddings"].value == pytest.approx(0.6)
     assert np.isnan(found["planted_gap_wanda"].value)
-    assert levels.gap_table(found)["planted minus ordinary"].iloc[0] == pytest.approx(0.6)
+    shown = levels.gap_table(found)
+    assert shown.iloc[0].tolist() == [found["planted_gap_embeddings"].short, 2]
+    assert shown.loc["weights (Wanda)"].tolist() == ["–", 0]
     assert levels.levels(table)["value"].tolist() == pytest.approx([0.2, 0.8])
 
 
@@ -152,3 +154,8 @@ def test_what_disagrees_with_the_paper_is_listed_with_its_figure():
     assert told.count("“") == 1
     assert "(0.50, rule >= 1)" in told
     assert "none of its claims" in reasons.against_paper({"spread_ratio": figure | {"value": 2.0}})
+
+
+def test_weights_for_reading_have_dashes_for_what_was_not_measured():
+    shown = weights.summary(agreed(ALL, [0.4], ceiling=0.6, chance=0.05))  # no ceiling of other draws
+    assert shown.loc[("Wanda 15 %", "ordinary")].tolist() == ["0.40", "0.05", "0.60", "–", "4"]

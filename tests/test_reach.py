@@ -1,12 +1,13 @@
 """Whole groups of value layers off: what no selection within them can exceed."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import write_benchmark
 
 from dori.benchmark import load_benchmark
-from dori.experiments.reach import ALL, PUBLISHED, UP, reach_table, value_groups
+from dori.experiments.reach import ALL, PUBLISHED, UP, reach_shown, reach_table, value_groups
 from dori.store import RunStore
 from dori.study import PRESETS, Study
 
@@ -44,3 +45,11 @@ def test_the_table_has_a_row_per_group(study):
     assert table.loc[ALL, "neurons"] == table.loc[PUBLISHED, "neurons"] + table.loc[UP, "neurons"]
     assert (table["n"] == 2).all()
     assert np.isnan(table["alignment_lost"]).all()
+
+
+def test_for_reading_a_rate_stands_with_its_interval_and_what_is_unknown_is_a_dash():
+    row = {"group": ALL, "neurons": 1248, "MR": 0.25, "low": 0.071, "high": 0.59, "n": 8}
+    table = pd.DataFrame([row | {"alignment_lost": 0.113}, row | {"group": UP, "alignment_lost": np.nan}])
+    shown = reach_shown(table)
+    assert shown.loc[ALL].tolist() == [1248, "0.25 [0.07, 0.59]", 8, "0.11"]
+    assert shown.loc[UP, "alignment lost"] == "–"

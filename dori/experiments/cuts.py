@@ -21,12 +21,12 @@ from dori.study import Study
 from dori.testbed import cured
 
 DEFENCE, MENDED = "adversarial", "mended + search"  # in data/testbed/cured, if any; as the figure says it
-MEASURES = {
-    "alignment": "alignment",
-    "alignment_change": "its change (share)",
-    "fid": "FID",
-    "kid": "KID x 1000",
-    "diversity": "likeness within a prompt",
+MEASURES = {  # column of `utility`: what it is called, and its decimals
+    "alignment": ("alignment", 3),
+    "alignment_change": ("its change (share)", 3),
+    "fid": ("FID", 3),
+    "kid": ("KID x 1000", 2),
+    "diversity": ("likeness within a prompt", 2),
 }
 
 
@@ -62,12 +62,10 @@ def utility(
 def utility_shown(table: pd.DataFrame) -> pd.DataFrame:
     """`utility` for reading: each measure with its interval, of those that could be taken."""
     shown = table[["label", "n"]].copy()
-    for measure, name in MEASURES.items():
+    for measure, (name, decimals) in MEASURES.items():
         if measure in table and table[measure].notna().any():
-            ends = (table[measure], table[f"{measure}_low"], table[f"{measure}_high"])
-            shown[name] = [
-                f"{v:.3g}" + (f" [{a:.3g}, {b:.3g}]" if a == a else "") for v, a, b in zip(*ends, strict=True)
-            ]
+            ends = (table[measure], table[f"{measure}_low"], table[f"{measure}_high"], table["n"])
+            shown[name] = [Estimate(*row).shown(decimals) for row in zip(*ends, strict=True)]
     return shown.set_index("label")
 
 

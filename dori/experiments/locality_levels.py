@@ -95,10 +95,13 @@ def gaps(table: pd.DataFrame) -> dict[str, Estimate]:
 
 
 def gap_table(found: dict[str, Estimate]) -> pd.DataFrame:
-    """The gaps, a row per level: planted minus ordinary, interval, n of the smaller set."""
-    rows = dict(zip(LEVELS, found.values(), strict=True))
-    columns = ["planted minus ordinary", "low", "high", "images"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    """The gaps for reading, a row per level: planted minus ordinary, n of the smaller set."""
+    rows = {
+        level: (gap.short, gap.n) if gap.n else ("–", 0)
+        for level, gap in zip(LEVELS, found.values(), strict=True)
+    }
+    columns = ["planted minus ordinary [95 % interval]", "images"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("level")
 
 
 def tells(gap: Estimate) -> bool:

@@ -144,7 +144,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """All layers together, by setting and memory: IoU with interval, chance, both ceilings, units."""
+    """All layers together, for reading: IoU, chance, both ceilings and units by setting and memory."""
     rows = []
     whole = table[table["layer"] == ALL]
     for key, part in whole.groupby(["setting", "memory"], sort=False):
@@ -153,7 +153,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         iou = locality.agreement_estimate(pairs, by="image", resamples=500)
         ceilings = [of.get(between, none)["iou"].mean() for between in (NOISE, DRAWS)]
         units = pairs[["units_a", "units_b"]].to_numpy(float)
-        mean = units.mean() if units.size else np.nan
-        rows.append((*key, *iou[:3], pairs["chance"].mean(), *ceilings, mean))
-    columns = ["setting", "memory", "IoU", "low", "high", "chance", NOISE, DRAWS, "units"]
+        shares = [f"{v:.2f}" if v == v else "–" for v in (pairs["chance"].mean(), *ceilings)]
+        rows.append((*key, iou.short, *shares, f"{units.mean():,.0f}" if units.size else "–"))
+    columns = ["setting", "memory", "IoU [95 % interval]", "chance", NOISE, DRAWS, "units, mean"]
     return pd.DataFrame(rows, columns=columns).set_index(["setting", "memory"])

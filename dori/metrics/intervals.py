@@ -26,10 +26,15 @@ class Estimate(NamedTuple):
 
     @property
     def short(self) -> str:
+        """`shown` with two decimals."""
+        return self.shown()
+
+    def shown(self, decimals: int = 2) -> str:
         """The same without n, and without an interval that has no width; "–" for NaN."""
         if np.isnan(self.value):
             return "–"
-        return f"{self.value:.2f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if self.low < self.high else "")
+        value, low, high = (f"{v:z.{decimals}f}" for v in self[:3])
+        return value + (f" [{low}, {high}]" if self.low < self.high else "")
 
     @property
     def percent(self) -> str:
