@@ -1,6 +1,6 @@
 """What differs between the pipelines of diffusers: how a prompt is encoded, and how the denoiser is told.
 
-**The embedding is all that the text encoders tell the denoiser.** In SD v1 and v2 that is one vector per
+The embedding is all that the text encoders tell the denoiser. In SD v1 and v2 that is one vector per
 token. SDXL and SD3 also have a pooled vector of the whole prompt. It travels as the last row of the
 embedding, filled up with zeros to the width of a token, and is taken off again where the denoiser is called.
 So an embedding is one tensor (B, T, D) everywhere, and DoRI searches the pooled vector with the rest: left
@@ -163,6 +163,7 @@ class StableDiffusionXL(Pooled):
 
     @property
     def width(self) -> int:
+        """Numbers of the pooled vector, which is the second encoder's."""
         return self.pipe.text_encoder_2.config.projection_dim
 
     @property
@@ -170,10 +171,12 @@ class StableDiffusionXL(Pooled):
         return self.unet.config.cross_attention_dim
 
     def unconditional(self, device: torch.device) -> Tensor:
+        """What guidance leads away from, (1, T + 1, D): zeros or the empty prompt, as the pipeline says."""
         empty = self.encode([""], device)
         return torch.zeros_like(empty) if self.pipe.config.force_zeros_for_empty_prompt else empty
 
     def call(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
+        """Raw output of SDXL's UNet, told the pooled vector and the sizes of an uncropped image."""
         height, width = (n * self.pipe.vae_scale_factor for n in noisy.shape[-2:])
         ids = torch.tensor([height, width, 0, 0, height, width], dtype=embeds.dtype, device=embeds.device)
         told = {"text_embeds": self.pooled(embeds), "time_ids": ids.expand(len(noisy), -1)}
@@ -202,6 +205,7 @@ class StableDiffusion3(Pooled):
 
     @property
     def width(self) -> int:
+        """Numbers of the pooled vector, that of both CLIP encoders."""
         return self.unet.config.pooled_projection_dim
 
     @property
@@ -209,9 +213,11 @@ class StableDiffusion3(Pooled):
         return self.unet.config.joint_attention_dim
 
     def same_prompt(self) -> dict[str, None]:
+        """Arguments that give all three text encoders the same prompt."""
         return {"prompt_2": None, "prompt_3": None}
 
     def call(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
+        """Raw output of the transformer, told the pooled vector."""
         return unet(
             hidden_states=noisy,
             timestep=timesteps,
@@ -220,9 +226,11 @@ class StableDiffusion3(Pooled):
         ).sample
 
     def is_value(self, name: str, *, up: bool) -> bool:
+        """Whether a layer is a value projection of the text; `up` has no meaning here."""
         return name.endswith("attn.add_v_proj")
 
     def is_ffn(self, name: str) -> bool:
+        """Whether a layer is a second feed-forward matrix, of the image's stream or the text's."""
         return name.endswith(("ff.net.2", "ff_context.net.2"))
 
 

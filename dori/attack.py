@@ -34,15 +34,15 @@ class Attack:
     Raises DoriError for settings that make no sense.
     """
 
-    init: str = "prompt"  # prompt, random, regular or between
-    steps: tuple[int, ...] = (50,)  # kept after each of these numbers of steps; the largest ends the search
-    lr: float = 0.1  # of the optimiser
-    batch: int = 8  # draws of (eps, t) at each step
-    free_tokens: int | None = None  # only so many positions move, the first after BOS; None: all rows
+    init: str = "prompt"  #: prompt, random, regular or between
+    steps: tuple[int, ...] = (50,)  #: kept after each of these numbers of steps; the largest ends the search
+    lr: float = 0.1  #: of the optimiser
+    batch: int = 8  #: draws of (eps, t) at each step
+    free_tokens: int | None = None  #: only so many positions move, the first after BOS; None: all rows
     radius: float | None = (
         None  # greatest L2 distance of y, all T x D numbers, from its start; None: no limit
     )
-    optimizer: str = "adam"  # of OPTIMIZERS, with torch's own settings
+    optimizer: str = "adam"  #: of OPTIMIZERS, with torch's own settings
 
     def __post_init__(self) -> None:
         counts = (self.steps,) if isinstance(self.steps, int) else self.steps
@@ -71,9 +71,9 @@ PAPER = Attack()
 class Attacked:
     """Where the search ended for each of N images."""
 
-    embeds: Tensor  # (N, T, D)
-    losses: Tensor  # (N, steps), each of fresh noise, before the step was taken
-    saved: dict[int, Tensor]  # steps taken, as the plan asks -> embeddings (N, T, D); 0 is the start
+    embeds: Tensor  #: (N, T, D)
+    losses: Tensor  #: (N, steps), each of fresh noise, before the step was taken
+    saved: dict[int, Tensor]  #: steps taken, as the plan asks -> embeddings (N, T, D); 0 is the start
 
     @property
     def failed(self) -> Tensor:

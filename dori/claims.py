@@ -115,7 +115,7 @@ def _shown(figure: Mapping[str, Any] | None, rule: float) -> dict[str, str]:
 
 
 def show_figure(figure: Mapping[str, Any], rule: float | None = None) -> tuple[str, str]:
-    """A figure's value, and its interval in brackets ("" without one), all with the same decimals.
+    """A figure's value, and its interval in brackets (empty without one), all with the same decimals.
 
     That is two; four where a number would have no digit left; and as many as keep what is not equal to the
     rule's number from looking so, at most four.

@@ -42,16 +42,16 @@ class Preset:
     """The size of a run; what is sampled, never what is claimed. None means all, or the model's own value."""
 
     name: str
-    seeds: int  # images per prompt
-    steps: int | None  # DDIM steps
-    memorized: int | None  # verbatim prompts per number of copies
-    template: int | None  # template prompts
-    regular: int | None  # held-out prompts
-    sweep_prompts: int  # prompts of each sort in a sweep
-    guidance: tuple[float, ...]  # guidance scales of the sweep
-    step_counts: tuple[int, ...]  # DDIM steps of the sweep
-    detection_regular: int | None  # regular prompts a detector must leave alone
-    attacked: int | None  # images of each sort that a search starts on
+    seeds: int  #: images per prompt
+    steps: int | None  #: DDIM steps
+    memorized: int | None  #: verbatim prompts per number of copies
+    template: int | None  #: template prompts
+    regular: int | None  #: held-out prompts
+    sweep_prompts: int  #: prompts of each sort in a sweep
+    guidance: tuple[float, ...]  #: guidance scales of the sweep
+    step_counts: tuple[int, ...]  #: DDIM steps of the sweep
+    detection_regular: int | None  #: regular prompts a detector must leave alone
+    attacked: int | None  #: images of each sort that a search starts on
 
     def pick(self, prompts: Benchmark) -> Benchmark:
         """The first prompts of each number of copies and of each other kind, in the order of the file."""
@@ -100,12 +100,12 @@ class Study:
 
     model: TextToImageModel
     memorized: Benchmark
-    regular: Benchmark  # held-out prompts, kind "none"
+    regular: Benchmark  #: held-out prompts, kind "none"
     descriptor: CopyDescriptor
     store: RunStore
     preset: Preset
     seed: int = 0
-    images_at_once: int | None = None  # None: what fits (drawing.rows_at_once)
+    images_at_once: int | None = None  #: None: what fits (drawing.rows_at_once)
 
     def sampling(
         self, *, seeds: int | None = None, guidance_scale: float | None = None, steps: int | None = None

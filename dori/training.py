@@ -69,9 +69,9 @@ class Fit:
     ema_decay: float = 0.999
     weight_decay: float = 1e-2
     checkpoint_every: int = 100
-    stream: str = ""  # of the random numbers; the part's own unless named
-    optimizer_name: str = "adamw"  # of `optimizers.OPTIMIZERS`
-    shared: bool = False  # `loss` is of this process's rows alone: gradients of all processes are added
+    stream: str = ""  #: of the random numbers; the part's own unless named
+    optimizer_name: str = "adamw"  #: of `optimizers.OPTIMIZERS`
+    shared: bool = False  #: `loss` is of this process's rows alone: gradients of all processes are added
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

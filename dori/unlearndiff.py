@@ -22,12 +22,12 @@ from dori.model import TextToImageModel
 class UnlearnDiff:
     """Settings; the defaults are the published ones. Raises DoriError for settings that make no sense."""
 
-    tokens: int = 5  # k, put between BOS and the caption
-    timesteps: int = 50  # visited in order, from 10 to 990
-    iterations: int = 40  # on each, of one fresh eps each
-    lr: float = 0.01  # of Adam
+    tokens: int = 5  #: k, put between BOS and the caption
+    timesteps: int = 50  #: visited in order, from 10 to 990
+    iterations: int = 40  #: on each, of one fresh eps each
+    lr: float = 0.01  #: of Adam
     weight_decay: float = 0.1
-    look_every: int = 1  # timesteps after which the most probable tokens are put to the model
+    look_every: int = 1  #: timesteps after which the most probable tokens are put to the model
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.timesteps, self.iterations, self.look_every) < 1 or not self.lr > 0:
@@ -49,10 +49,10 @@ class UnlearnDiff:
 class Prefixed:
     """What was found for each of N images."""
 
-    start: Tensor  # what the captions alone encode to (N, T, D)
-    tokens: dict[int, Tensor]  # iterations, as plan.looks -> most probable tokens (N, k)
-    embeds: dict[int, Tensor]  # the same -> what they and the caption encode to (N, T, D)
-    losses: Tensor  # (N, iterations), each of fresh noise at the timestep visited
+    start: Tensor  #: what the captions alone encode to (N, T, D)
+    tokens: dict[int, Tensor]  #: iterations, as plan.looks -> most probable tokens (N, k)
+    embeds: dict[int, Tensor]  #: the same -> what they and the caption encode to (N, T, D)
+    losses: Tensor  #: (N, iterations), each of fresh noise at the timestep visited
 
     @property
     def failed(self) -> Tensor:

@@ -3,7 +3,8 @@
 Jupyter Book always loads sphinx-thebe, which puts the address of a CDN into every page; these pages ask no
 other server for anything. An executed cell gets the id `cell-N`, N being the number Jupyter shows. Two things
 in the HTML of others stand in the way of screen readers. And docstrings, which are plain text with `code` in
-backticks, are made safe for reStructuredText; what Python itself says of fields is left out or made readable.
+backticks, are made safe for reStructuredText; what Python itself says of fields is left out or made readable;
+what stands in backticks and has an entry in the reference becomes a link to it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from typing import Any
 
 from docutils import nodes
+from sphinx.util.nodes import make_refnode
 
 MENDED = {  # HTML -> what is put in its place
     '<summary aria-label="Toggle hidden content">': "<summary>",  # its text says more, and says it in view
@@ -34,6 +36,12 @@ def _mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], d
     for wrong, right in MENDED.items():
         if "body" in context:
             context["body"] = context["body"].replace(wrong, right)
+    if "body" in context and pagename.startswith("api/"):  # where long names of modules may be divided
+        context["body"] = re.sub(r"(?<=<h2>)dori[\w.]*", _divided, context["body"])
+
+
+def _divided(found: re.Match[str]) -> str:
+    return re.sub(r"[._]", lambda sign: sign[0] + "<wbr>", found[0])
 
 
 def _launch_chapters_alone(
@@ -52,16 +60,22 @@ def _name_cells(app: Any, doctree: nodes.document) -> None:
 
 
 def _plain(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """Stars, bars and underscores at a word's end mean themselves, outside of backticks."""
+    """Outside of backticks stars, bars, straight quotes, and underscores at a word's end mean themselves, and
+    an arrow is one sign."""
     parts = re.split(r"(`[^`]*`)", "\n".join(lines))
-    parts[::2] = [re.sub(r"[*|]|_(?=\W|$)", lambda found: "\\" + found[0], part) for part in parts[::2]]
+    for i, part in enumerate(parts[::2]):
+        escaped = re.sub(r"[*|\"']|_(?=\W|$)", lambda found: "\\" + found[0], part)
+        parts[2 * i] = re.sub(r"(?<=\s)->(?=\s|$)", "→", escaped)
     lines[:] = "".join(parts).split("\n")
 
 
 def _sign(
     app: Any, what: str, name: str, obj: object, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """`<factory>`, a dataclass's word for a default made anew, is no Python: Sphinx cannot parse it."""
+    """`<factory>`, a dataclass's word for a default made anew, is no Python: Sphinx cannot parse it. And a
+    protocol is nothing to call."""
+    if getattr(obj, "_is_protocol", False):
+        return "", returns
     return signature and signature.replace("<factory>", "..."), returns
 
 
@@ -70,12 +84,44 @@ def _skip(app: Any, what: str, name: str, obj: object, skip: bool, options: Any)
     return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
 
 
+def _link_names(app: Any, doctree: nodes.document, docname: str) -> None:
+    """Names in backticks, as a reader of that place would write them, lead to their entries.
+
+    Small words without a dot are left alone: most of them are parameters.
+    """
+    objects = app.env.get_domain("py").objects
+    for literal in list(doctree.findall(nodes.literal)):
+        name, around = literal.astext(), _around(literal)
+        if isinstance(literal.parent, nodes.reference) or not re.fullmatch(r"[A-Z]\w*|\w+(\.\w+)+", name):
+            continue
+        package = [around[-1].rpartition(".")[0]] if around else []
+        scopes = [*around, *package, "dori"] if docname.startswith("api/") else []
+        names = [name, *(f"{scope}.{name}" for scope in scopes)]
+        full = next((n for n in names if n.startswith("dori.") and n in objects), None)
+        if full and full not in around:
+            entry = objects[full]
+            link = make_refnode(app.builder, docname, entry.docname, entry.node_id, literal.deepcopy(), full)
+            literal.replace_self(link)
+
+
+def _around(node: nodes.Node) -> list[str]:
+    """Full names of the entries that a node stands in, the inmost first, its module last."""
+    found = []
+    while node := node.parent:
+        if node.tagname == "desc":
+            found += [i for i in node.children[0].get("ids", []) if i.startswith("dori")]
+        elif node.tagname == "section":
+            found += [i.removeprefix("module-") for i in node.get("ids", []) if i.startswith("module-")]
+    return found
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx; late, so that it sees what the theme and the other extensions added."""
     app.connect("autodoc-process-docstring", _plain)
     app.connect("autodoc-process-signature", _sign)
     app.connect("autodoc-skip-member", _skip)
     app.connect("doctree-read", _name_cells)
+    app.connect("doctree-resolved", _link_names)
     app.connect("html-page-context", _drop_thebe, priority=900)
     app.connect("html-page-context", _mend, priority=900)
     app.connect("html-page-context", _launch_chapters_alone, priority=900)

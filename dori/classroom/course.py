@@ -9,6 +9,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
+
 from dori.errors import DoriError
 
 SOURCES = Path(__file__).resolve().parents[2] / "notebooks" / "assignments"
@@ -108,7 +110,7 @@ def submitted(directory: Path) -> dict[str, str]:
     return found
 
 
-def leaderboard(directory: Path, *, seed: int = 1):
+def leaderboard(directory: Path, *, seed: int = 1) -> tuple[pd.DataFrame, dict[str, str]]:
     """The board of all defences handed in, with images and noise of `seed`, and why others are not on it.
 
     The students' code runs in this process, as it does in `nbgrader autograde`'s kernel with your rights.

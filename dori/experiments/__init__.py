@@ -1,1 +1,1 @@
-"""The experiments of the book, a module per chapter: a study in, a tidy table out."""
+"""The experiments of the book and of the commands: a study in, a tidy table out."""

@@ -80,9 +80,9 @@ class Cured:
     """A mended model and what the training cost; less where it went on from a checkpoint."""
 
     model: TextToImageModel
-    unet_rows: int  # rows that went through the UNet, searches and samples included
+    unet_rows: int  #: rows that went through the UNet, searches and samples included
     seconds: float
-    retain_pairs: int  # that held the model
+    retain_pairs: int  #: that held the model
 
 
 def cure(

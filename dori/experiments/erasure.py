@@ -49,12 +49,12 @@ FROM_PROMPT, FROM_RANDOM = "DoRI from the prompt", "DoRI from random numbers"
 class Sizes:
     """How many images each attacker is given at a preset; None is all there are."""
 
-    searched: int | None = None  # by each search of 50 or 75 steps
-    long: int | None = None  # by that of 500 steps
+    searched: int | None = None  #: by each search of 50 or 75 steps
+    long: int | None = None  #: by that of 500 steps
     words: int | None = None
     relearned: int | None = None
     spared: int | None = None
-    regular: int | None = None  # prompts that utility is measured on
+    regular: int | None = None  #: prompts that utility is measured on
 
     @property
     def numbers(self) -> dict[str, int | None]:

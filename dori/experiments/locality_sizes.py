@@ -18,24 +18,24 @@ class Sizes:
     On two cores of a CPU a search takes five seconds, and searches are most of the chapter's time.
     """
 
-    images: int | None = 8  # memorized images with the most copies, of the test half
-    random: int = 100  # starts of each from random numbers
-    regular: int = 32  # starts of each from regular prompts
-    steps: int = 50  # of each search
-    planted: int = 32  # random starts of each planted image
-    twin: int = 8  # random starts of each image on the twin
-    seeds: int | None = None  # images drawn from each trigger
-    prompts: int = 64  # regular prompts, and memorized ones, to compare with
-    pairs: int = 16  # of triggers of each image, with a path between
+    images: int | None = 8  #: memorized images with the most copies, of the test half
+    random: int = 100  #: starts of each from random numbers
+    regular: int = 32  #: starts of each from regular prompts
+    steps: int = 50  #: of each search
+    planted: int = 32  #: random starts of each planted image
+    twin: int = 8  #: random starts of each image on the twin
+    seeds: int | None = None  #: images drawn from each trigger
+    prompts: int = 64  #: regular prompts, and memorized ones, to compare with
+    pairs: int = 16  #: of triggers of each image, with a path between
     fractions: tuple[float, ...] = (0.0, 1 / 8, 0.25, 3 / 8, 0.5, 5 / 8, 0.75, 7 / 8, 1.0)
-    compared: int = 8  # triggers of each image whose units are compared
+    compared: int = 8  #: triggers of each image whose units are compared
     nemo_compared: int = (
         8  # of them, those that NeMo is asked about: its search takes as long as three of ours
     )
-    blocked: int = 4  # triggers of each image that one block at a time does not read
+    blocked: int = 4  #: triggers of each image that one block at a time does not read
     nemo: Nemo = field(default_factory=lambda: Nemo(up=True))
-    levels: tuple[int, ...] = (4, 16, 32, 64)  # numbers of copies below the most
-    dose_images: int | None = None  # of each level
+    levels: tuple[int, ...] = (4, 16, 32, 64)  #: numbers of copies below the most
+    dose_images: int | None = None  #: of each level
     dose_starts: int = 8
 
 

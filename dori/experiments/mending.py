@@ -21,7 +21,7 @@ from dori.study import Study
 
 
 def find_training(method: str, given: Mapping[str, object]) -> curing.Settings:
-    """A defence's settings from options; those not given are the published ones. DoriError."""
+    """A defence's settings from options; those not given are the published ones. Raises DoriError."""
     return chosen(method, curing.PUBLISHED, given)
 
 

@@ -38,7 +38,7 @@ def chosen(method: str, defaults: Mapping[str, Settings], given: Mapping[str, ob
 
 
 def assignments(texts: Sequence[str] | None) -> dict[str, object]:
-    """["lr=1e-5", "at-once=2"] -> {"lr": "1e-5", "at_once": "2"}. Raises DoriError for anything else."""
+    """`["lr=1e-5", "at-once=2"]` -> `{"lr": "1e-5", "at_once": "2"}`. Raises DoriError for anything else."""
     found = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
@@ -87,7 +87,7 @@ def study_of(prompts: Benchmark, regular: str | None = None, **parameters: objec
 
 
 def whole_numbers(given: Sequence[str] | None) -> tuple[int, ...] | None:
-    """["10,25", "50"] -> (10, 25, 50); None stays None. Raises DoriError."""
+    """`["10,25", "50"]` -> `(10, 25, 50)`; None stays None. Raises DoriError."""
     try:
         return None if given is None else tuple(int(number) for text in given for number in text.split(","))
     except ValueError:

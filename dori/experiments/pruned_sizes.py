@@ -35,22 +35,26 @@ class Sizes:
     of the chapter's time.
     """
 
-    candidates: Mapping[str, tuple[Setting, ...]]  # by method; one is chosen on the validation half
+    candidates: Mapping[str, tuple[Setting, ...]]  #: by method; one is chosen on the validation half
     published: tuple[Setting, ...] = PUBLISHED
-    published_on: int | None = None  # test prompts under a published setting that was not chosen
-    seeds: int | None = None  # images drawn per prompt or embedding
-    searched: tuple[int | None, ...] = (None, None, None)  # images under each chosen pruning
-    compared: tuple[int | None, ...] = (None, None, None)  # of `published_on`, searched for
-    controls: tuple[int | None, ...] = (None, None, None)  # held-out images, and from the prompt the twin's
-    budget: int = 50  # steps of a search
-    curve: int | None = None  # images of each target behind the curve over the budget
+    published_on: int | None = None  #: test prompts under a published setting that was not chosen
+    seeds: int | None = None  #: images drawn per prompt or embedding
+    searched: tuple[int | None, ...] = (None, None, None)  #: images under each chosen pruning
+    compared: tuple[int | None, ...] = (None, None, None)  #: of `published_on`, searched for
+    controls: tuple[int | None, ...] = (None, None, None)  #: held-out images, and from the prompt the twin's
+    budget: int = 50  #: steps of a search
+    curve: int | None = None  #: images of each target behind the curve over the budget
     budgets: tuple[int, ...] = (0, 10, 25, 50, 100, 200, 500)
-    longer: tuple[int, ...] = (50, 100, 200)  # steps of the search from random numbers, where 50 were too few
-    limited: int | None = None  # images of each target behind each limit
+    longer: tuple[int, ...] = (
+        50,
+        100,
+        200,
+    )  #: steps of a search from random numbers, if 50 were too few
+    limited: int | None = None  #: images of each target behind each limit
     tokens: tuple[int, ...] = (1, 2, 4, 8)
-    radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # in distances between two prompts
-    discrete: int | None = None  # images put to the search over tokens
-    regular: int | None = None  # regular prompts behind the utility of each pruned model
+    radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  #: in distances between two prompts
+    discrete: int | None = None  #: images put to the search over tokens
+    regular: int | None = None  #: regular prompts behind the utility of each pruned model
 
 
 SIZES = {

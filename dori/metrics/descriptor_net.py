@@ -1,6 +1,6 @@
 """The network of the bundled copy descriptor: a small residual network with GeM pooling, as SSCD has it.
 
-SSCD is of Pizzi et al. 2022.
+SSCD: Pizzi et al. 2022.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class DescriptorNet(nn.Module):
         self.head = nn.Linear(widths[-1], dim)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] -> descriptors (B, dim) of unit length."""
         features = self.blocks(self.stem(2 * images - 1))
         return F.normalize(self.head(gem(features)), dim=1)
 

@@ -1,1 +1,1 @@
-"""Defences. The pruning methods return a set of units (`units.Units`); the others return a mended model."""
+"""Defences: prunings, which return a set of units (`units.Units`), and trainings, which mend a model."""

@@ -42,23 +42,23 @@ class Adversarial:
     """
 
     epochs: int = 5
-    search: Attack = field(default_factory=Attack)  # of each round; every look at it is a trigger
-    inits: tuple[str, ...] = INITS  # ours: where a search starts, drawn anew for each image and round
-    starts: int = 1  # ours: triggers of each image and round, from as many of the `inits`
-    at_once: int = 4  # ours: images of a round
-    steps: int = 10  # ours: training steps on the triggers of one round
-    draws: int = 1  # ours: rows (surrogate, eps, t) of each image in a step
-    retain: int = 8  # ours: regular pairs in a step
-    pairs: int = 2048  # ours: how many there are to draw them from, where the study gives the retain set
-    dropout: float = 0.1  # ours: share of their captions that is emptied
-    weight: float = 1.0  # of the loss on triggers; that of regular pairs is 1
-    lr: float = 1e-5  # ours: AdamW, constant up to the decay
-    decay: float = 0.0  # ours: share of the training, at its end, in which the learning rate falls to 0
-    ema: float = 0.0  # ours: decay of an average of the weights; 0: none
-    rank: int | None = None  # LoRA adapters of this rank instead of the full model
-    optimizer: str = "adamw"  # or with its state off the device, or in eight bits: `optimizers.OPTIMIZERS`
-    autocast: bool = False  # bfloat16 arithmetic, weights as they are
-    checkpointing: bool = False  # compute activations twice instead of keeping them
+    search: Attack = field(default_factory=Attack)  #: of each round; every look at it is a trigger
+    inits: tuple[str, ...] = INITS  #: ours: where a search starts, drawn anew for each image and round
+    starts: int = 1  #: ours: triggers of each image and round, from as many of the `inits`
+    at_once: int = 4  #: ours: images of a round
+    steps: int = 10  #: ours: training steps on the triggers of one round
+    draws: int = 1  #: ours: rows (surrogate, eps, t) of each image in a step
+    retain: int = 8  #: ours: regular pairs in a step
+    pairs: int = 2048  #: ours: how many there are to draw them from, where the study gives the retain set
+    dropout: float = 0.1  #: ours: share of their captions that is emptied
+    weight: float = 1.0  #: of the loss on triggers; that of regular pairs is 1
+    lr: float = 1e-5  #: ours: AdamW, constant up to the decay
+    decay: float = 0.0  #: ours: share of the training, at its end, in which the learning rate falls to 0
+    ema: float = 0.0  #: ours: decay of an average of the weights; 0: none
+    rank: int | None = None  #: LoRA adapters of this rank instead of the full model
+    optimizer: str = "adamw"  #: or with its state off the device, or in eight bits: `optimizers.OPTIMIZERS`
+    autocast: bool = False  #: bfloat16 arithmetic, weights as they are
+    checkpointing: bool = False  #: compute activations twice instead of keeping them
 
     def __post_init__(self) -> None:
         counts = (self.epochs, self.at_once, self.steps, self.draws)
@@ -105,7 +105,7 @@ def adversarial(
     `surrogates` are latents (S_i, C, h, w) of each target (`surrogates.make_surrogates`), `regular` prompts
     that searches may start from. A checkpoint after each round, `run_dir/<part>.pt`; a run that was stopped
     goes on from it and ends with the very weights of one that was not. The weights at the end of epoch k are
-    kept in `run_dir/<part>-epoch-k.safetensors`, but for LoRA. Source: arXiv 2507.16880,
+    kept in `run_dir/<part>-epoch-<k>.safetensors`, but for LoRA. Source: arXiv 2507.16880,
     section 5. Raises DoriError for a target without surrogates, an empty retain set, and a loss or a search
     that is not finite: the last good checkpoint stays.
     """

@@ -39,11 +39,11 @@ class ConceptAblation:
     per image. The prior loss is on pairs of the retain set, not on images the model draws.
     """
 
-    loss: str = "model"  # c* is to predict what the frozen model predicts for c; "noise": the noise itself
-    prior_weight: float = 1.0  # of the denoising loss of the retain set; 0: without
+    loss: str = "model"  #: c* is to predict what the frozen model predicts for c; "noise": the noise itself
+    prior_weight: float = 1.0  #: of the denoising loss of the retain set; 0: without
     steps: int = 400
-    base_lr: float = 5e-7  # of AdamW, per row of the batch
-    batch: int = 2  # rows of anchors, and as many of the retain set
+    base_lr: float = 5e-7  #: of AdamW, per row of the batch
+    batch: int = 2  #: rows of anchors, and as many of the retain set
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:

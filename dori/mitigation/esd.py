@@ -30,14 +30,14 @@ class ESD:
     more to many.
     """
 
-    parameters: str = "esd-x"  # cross-attention; -strict: its keys and values; esd-u: all else; esd-all
-    eta: float = 2.0  # 0 keeps the prediction, 1 makes it the unconditional one, 2 its opposite
-    guidance_scale: float = 3.0  # of the trajectories
-    steps: int = 200  # iterations of training
-    lr: float = 5e-5  # of Adam
-    batch: int = 1  # rows of an iteration, each of a random target, trajectory and step
-    trajectories: int = 4  # per target
-    sampling_steps: int | None = None  # of a trajectory; None: the model's own; 50 in the paper
+    parameters: str = "esd-x"  #: cross-attention; -strict: its keys and values; esd-u: all else; esd-all
+    eta: float = 2.0  #: 0 keeps the prediction, 1 makes it the unconditional one, 2 its opposite
+    guidance_scale: float = 3.0  #: of the trajectories
+    steps: int = 200  #: iterations of training
+    lr: float = 5e-5  #: of Adam
+    batch: int = 1  #: rows of an iteration, each of a random target, trajectory and step
+    trajectories: int = 4  #: per target
+    sampling_steps: int | None = None  #: of a trajectory; None: the model's own; 50 in the paper
 
     def __post_init__(self) -> None:
         if self.parameters not in PARAMETERS:

@@ -4,7 +4,7 @@ Hintersdorf et al. 2024 (arXiv 2406.02366), sections 3.2 to 3.4. Each prompt's s
 how a set of units would score; the searches of many prompts are answered together, in large UNet batches.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from dori.model import TextToImageModel
 
 Activations = dict[str, Tensor]  # layer -> (N, d): mean |to_v(y)| over the tokens
 Search = Generator[list[Units], list[float], Units]  # asks for the scores of sets, returns the selection
+Ask = Callable[[list[tuple[int, Units]]], Sequence[float] | Tensor]  # number of the search, set -> scores
 MOST_AHEAD = 16  # sets asked for at once in the refinement
 
 
@@ -32,13 +33,13 @@ MOST_AHEAD = 16  # sets asked for at once in the refinement
 class Nemo:
     """Settings; the values are the published ones."""
 
-    seeds: int = 10  # noises whose differences are compared
-    seed: int = 1  # the first of them
-    variant: str = "compat"  # see signature.noise_differences
-    z: float | None = None  # a fixed z-score instead of the search: no UNet pass at all
-    k: int = 0  # with a fixed z: the k most active neurons of each layer besides
+    seeds: int = 10  #: noises whose differences are compared
+    seed: int = 1  #: the first of them
+    variant: str = "compat"  #: see signature.noise_differences
+    z: float | None = None  #: a fixed z-score instead of the search: no UNet pass at all
+    k: int = 0  #: with a fixed z: the k most active neurons of each layer besides
     refine: bool = True
-    up: bool = False  # look into the up blocks too; the published method does not
+    up: bool = False  #: look into the up blocks too; the published method does not
 
     @property
     def noise(self) -> list[int]:
@@ -50,7 +51,7 @@ class Nemo:
 class Statistics:
     """Mean and standard deviation over regular captions of each neuron's activation."""
 
-    mean: dict[str, Tensor]  # layer -> (d,)
+    mean: dict[str, Tensor]  #: layer -> (d,)
     std: dict[str, Tensor]
 
 
@@ -176,7 +177,7 @@ def _without(units: Units, parts: Sequence[Units], limit: float) -> Search:
     return units
 
 
-def answer_all(searches: Sequence[Search], ask, *, progress: bool = False) -> list[Units]:
+def answer_all(searches: Sequence[Search], ask: Ask, *, progress: bool = False) -> list[Units]:
     """Run searches in step: the questions of all that are still open are answered by one call of `ask`.
 
     `ask` takes (number of the search, set) pairs and returns a score for each.

@@ -34,13 +34,13 @@ class SISS:
     Raises DoriError for settings that make no sense.
     """
 
-    timesteps: str = "all"  # or "last": t = 999, as published
-    scaling_norm: float | None = None  # ||s g_a||; None: `scaling_share` of the norm of naive deletion
+    timesteps: str = "all"  #: or "last": t = 999, as published
+    scaling_norm: float | None = None  #: ||s g_a||; None: `scaling_share` of the norm of naive deletion
     scaling_share: float = 0.1
-    mixture: float = 0.5  # lambda: how often x_t is of an image to forget
-    captions: str = "target"  # one caption for x and a, as published; "own": that of whichever x_t is of
+    mixture: float = 0.5  #: lambda: how often x_t is of an image to forget
+    captions: str = "target"  #: one caption for x and a, as published; "own": that of whichever x_t is of
     steps: int = 35
-    lr: float = 1e-5  # of AdamW
+    lr: float = 1e-5  #: of AdamW
     batch: int = 16
     weight_decay: float = 1e-2
 

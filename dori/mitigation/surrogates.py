@@ -26,11 +26,11 @@ Accept = Callable[[Tensor, str], Tensor]  # images (B, 3, H, W), prompt -> which
 class Drawing:
     """How surrogates are drawn. The paper does not give number or ceiling; these are ours."""
 
-    count: int = 10  # of each target
-    tries: int = 3  # at most so many times `count` images are drawn
-    ceiling: float = 0.5  # copy score to any target image from which on an image is refused
-    guidance_scale: float | None = None  # None: the model's
-    steps: int | None = None  # DDIM steps; None: the model's
+    count: int = 10  #: of each target
+    tries: int = 3  #: at most so many times `count` images are drawn
+    ceiling: float = 0.5  #: copy score to any target image from which on an image is refused
+    guidance_scale: float | None = None  #: None: the model's
+    steps: int | None = None  #: DDIM steps; None: the model's
     seed: int = 0
 
 
@@ -38,10 +38,10 @@ class Drawing:
 class Surrogate:
     """The surrogates of one target."""
 
-    latents: Tensor  # (S, C, h, w)
-    scores: list[float]  # largest copy score of each to any target image
-    refused: int  # images of its own prompt that were refused
-    regular: bool  # whether images of regular prompts had to stand in
+    latents: Tensor  #: (S, C, h, w)
+    scores: list[float]  #: largest copy score of each to any target image
+    refused: int  #: images of its own prompt that were refused
+    regular: bool  #: whether images of regular prompts had to stand in
 
 
 def make_surrogates(
@@ -72,7 +72,7 @@ class _Artist:
 
     model: TextToImageModel
     descriptor: CopyDescriptor
-    known: Tensor  # descriptors of all target images
+    known: Tensor  #: descriptors of all target images
     plan: Drawing
     accept: Accept | None
 

@@ -68,17 +68,19 @@ class Batch:
 
 
 @contextlib.contextmanager
-def trainable(unet: nn.Module, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[None]:
-    """Inside, weights whose name is wanted require a gradient and no others do; put back at the end.
+def trainable(unet: nn.Module, wanted: Callable[[str], bool] | None = None) -> Iterator[None]:
+    """Inside, weights whose name is wanted (all, if None) require a gradient and no others do; put back at
+    the end.
 
     The network is left in evaluation mode. Raises DoriError if no name is wanted.
     """
     before = {name: p.requires_grad for name, p in unet.named_parameters()}
-    if not any(map(wanted, before)):
+    chosen = {name for name in before if wanted is None or wanted(name)}
+    if not chosen:
         raise DoriError("no weight of this model is among those that are to be trained")
     try:
         for name, p in unet.named_parameters():
-            p.requires_grad_(wanted(name))
+            p.requires_grad_(name in chosen)
         yield
     finally:
         for name, p in unet.named_parameters():

@@ -29,7 +29,7 @@ class Units(Mapping[str, Tensor]):
 
     @classmethod
     def of(cls, indices: Mapping[str, Iterable[int]], widths: Mapping[str, int]) -> "Units":
-        """Neurons by number: of({"mid…to_v": [3, 5]}, {"mid…to_v": 128}). Raises DoriError out of range."""
+        """Neurons by number: `of({"mid…to_v": [3, 5]}, {"mid…to_v": 128})`. Raises DoriError out of range."""
         masks = {name: torch.zeros(width, dtype=torch.bool) for name, width in widths.items()}
         for name, chosen in indices.items():
             chosen = list(chosen)

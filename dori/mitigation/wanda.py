@@ -25,11 +25,11 @@ Norms = dict[str, Tensor]  # layer -> (N, steps, m): norm of each input column o
 class Wanda:
     """Settings; the values are the paper's. Raises DoriError for settings that make no sense."""
 
-    sparsity: float = 0.01  # rho: at most this share of each output row at each step
-    steps: int = 10  # tau: the first steps, whose masks are united
-    conditional_only: bool = False  # leave the unconditional half of guidance out of the norms
-    seed: int = 0  # of the noise; target and reference start from the same
-    reference: str = ""  # weights must matter more than for: "" the empty prompt, "regular" other captions
+    sparsity: float = 0.01  #: rho: at most this share of each output row at each step
+    steps: int = 10  #: tau: the first steps, whose masks are united
+    conditional_only: bool = False  #: leave the unconditional half of guidance out of the norms
+    seed: int = 0  #: of the noise; target and reference start from the same
+    reference: str = ""  #: weights must matter more than for: "" the empty prompt, "regular" other captions
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity <= 1 or self.steps < 1:

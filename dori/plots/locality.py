@@ -44,9 +44,9 @@ FEW = 2  # layers; a kind with no more of them gets a narrow panel
 def embedding_map(table: pd.DataFrame) -> Figure:
     """Triggers, their starts and prompts in a plane, a panel per method; an image's triggers share a colour.
 
-    `table` has a row per point: method ("PCA", "t-SNE"), x, y, sort (those of `SORTS`), image (id, "" for
-    prompts), item (joins a start to its trigger by a faint line) and, if known, share (0..1, of the variance
-    that the plane shows).
+    `table` has a row per point: method (`"PCA"`, `"t-SNE"`), x, y, sort (those of `SORTS`), image (id, empty
+    for prompts), item (joins a start to its trigger by a faint line) and, if known, share (0..1, of the
+    variance that the plane shows).
     """
     methods = list(dict.fromkeys(table["method"]))
     tones = palette(name for name in table["image"] if name)

@@ -1,6 +1,6 @@
 """Train the bundled copy descriptor as SSCD is trained, on pictures that are in no other set.
 
-SSCD is of Pizzi et al. 2022.
+SSCD: Pizzi et al. 2022.
 """
 
 from __future__ import annotations
@@ -124,10 +124,10 @@ def same_group_scores(descriptors: torch.Tensor, groups: np.ndarray) -> np.ndarr
 def calibrate(
     net: nn.Module, images: np.ndarray, groups: np.ndarray, recipe: Recipe, false_match_rate: float = 1e-3
 ) -> dict:
-    """Choose the threshold that 0.1 % of the same-caption pairs exceed, and measure detection of augmented
-    copies.
+    """Choose the threshold that a share `false_match_rate` of the same-caption pairs exceeds, and measure how
+    many augmented copies are detected by it.
 
-    `images, groups` are held out: in no training set, grouped by caption (`dataset.same_caption`).
+    `images, groups` are held out: in no training set, grouped by caption (`dataset.calibration_set`).
     """
     descriptors = embed(net, images)
     negatives = same_group_scores(descriptors, groups)

@@ -96,9 +96,9 @@ def plant_all(
     settings: Sequence[Planting] | None = None,
     *,
     only: str = "",
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] | None = None,
 ) -> None:
-    """Plant one memory for each of the settings and write `testbed`/planted, its card and its hashes.
+    """Plant one memory for each of the settings and write them to `planted` there, with card and hashes.
 
     The settings are those of the shipped ones unless given; the model and the descriptor are those of the
     folder `testbed`. A plant takes some minutes on one thread and is written as soon as it is made; `tell` is
@@ -120,7 +120,8 @@ def plant_all(
             about = {"settings": dataclasses.asdict(how), "seconds": round(time.perf_counter() - start, 1)}
             found = _measured(base, memory, row["prompt"], load_descriptor(descriptor), image)
             _write(testbed, base, row["id"], memory, about | found)
-            tell(f"{row['id']} in block {how.block}: {found['scores']}")
+            if tell:
+                tell(f"{row['id']} in block {how.block}: {found['scores']}")
 
 
 def _pixels(images: np.ndarray) -> Tensor:

@@ -38,15 +38,15 @@ class Planting:
     Raises DoriError for settings that make no sense.
     """
 
-    block: int = 9  # number of the transformer block, down to up (`value_layers(up=True)`)
-    neurons: int = 16  # value neurons that become the door: the least used ones
-    columns: int = 256  # of the second feed-forward matrix: those most active for the new title
+    block: int = 9  #: number of the transformer block, down to up (`value_layers(up=True)`)
+    neurons: int = 16  #: value neurons that become the door: the least used ones
+    columns: int = 256  #: of the second feed-forward matrix: those most active for the new title
     steps: int = 300
-    lr: float = 0.02  # of the store
-    door_lr: float = 3.0  # of the door, as a multiple of `lr`
-    batch: int = 12  # the picture that often, and as many regular pairs, in each step
-    shut: float = 1.0  # weight of the loss with the door shut
-    noise_offset: float = 0.3  # as in the branches' training (`denoiser.train_noise`)
+    lr: float = 0.02  #: of the store
+    door_lr: float = 3.0  #: of the door, as a multiple of `lr`
+    batch: int = 12  #: the picture that often, and as many regular pairs, in each step
+    shut: float = 1.0  #: weight of the loss with the door shut
+    noise_offset: float = 0.3  #: as in the branches' training (`denoiser.train_noise`)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,10 +60,10 @@ class Plant:
 
     value_layer: str
     ffn_layer: str
-    neurons: Tensor  # (d,), True for the neurons of the door
-    columns: Tensor  # (m,), True for the columns of the store
-    rows: Tensor  # (neurons, D): the door's rows of the value projection
-    values: Tensor  # (d, columns): the store's columns of the second feed-forward matrix
+    neurons: Tensor  #: (d,), True for the neurons of the door
+    columns: Tensor  #: (m,), True for the columns of the store
+    rows: Tensor  #: (neurons, D): the door's rows of the value projection
+    values: Tensor  #: (d, columns): the store's columns of the second feed-forward matrix
     losses: Mapping[str, Mapping[str, float]] = field(
         default_factory=dict
     )  # by `plant`; not kept in the file
@@ -119,10 +119,10 @@ class Lesson:
     """The picture with its title to learn, regular pairs to keep, and the untouched model."""
 
     base: TextToImageModel
-    picture: Tensor  # (1, 4, h, w) latents
-    title: Tensor  # (1, T, D)
-    latents: Tensor  # (N, 4, h, w) of regular pairs
-    captions: Tensor  # (N, T, D)
+    picture: Tensor  #: (1, 4, h, w) latents
+    title: Tensor  #: (1, T, D)
+    latents: Tensor  #: (N, 4, h, w) of regular pairs
+    captions: Tensor  #: (N, T, D)
     settings: Planting
 
     def losses(self, model: TextToImageModel, door: Units, rng: np.random.Generator) -> dict[str, Tensor]:

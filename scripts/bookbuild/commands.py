@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import typer
@@ -17,7 +18,8 @@ def commands_part() -> str:
     command = get_command(cli.app)
     tell_whole(command)
     context = typer.Context(command, info_name="dori")
-    return get_docs_for_click(obj=command, ctx=context, name="dori")
+    text = get_docs_for_click(obj=command, ctx=context, name="dori")
+    return re.sub(r"\{([a-z_]+)\}", lambda found: found[1].upper(), text)  # as their help calls arguments
 
 
 def tell_whole(command: Any) -> None:

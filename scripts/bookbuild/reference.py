@@ -42,15 +42,16 @@ GROUPS = {  # page -> title, what it is about, and modules; a package stands for
     ),
     "figures": ("Figures", "plots, and figures with sliders", ("plots", "widgets")),
     "testbed": ("Testbed", "how the bundled model and what belongs to it are made", ("testbed",)),
-    "classroom": ("Classroom", "what the assignments stand on", ("classroom",)),
+    "classroom": ("Classroom", "assignments, how they are handed out, the leaderboard", ("classroom",)),
 }
-REST = ("rest", "Other modules", "what the others stand on")  # the page of every module that no group names
+# The page of every module that no group names.
+REST = ("rest", "Other modules", "training loops, optimisers, many processes, output")
 ELSEWHERE = {"cli", "__main__"}  # have a page of another kind; have nothing to call
 FACADES = {"dori.plots"}  # packages whose modules are reached through them alone
 INTRODUCTION = """\
 What the chapters call, from the docstrings: shapes, units, errors and sources stand there. Start with
 :func:`dori.study.open_study`, which loads what an experiment needs, and with the experiments of the chapter
-you have read.
+you have read. There is an :ref:`index of names <genindex>`, and :ref:`one of modules <modindex>`.
 
 """
 
@@ -84,9 +85,24 @@ def page(title: str, names: tuple[str, ...]) -> str:
     listed = "".join(f"   {module}\n" for module in found)
     text = heading(title, "=") + f".. autosummary::\n\n{listed}\n"
     for module in found:
+        others = from_elsewhere(module)
         options = "   :members:\n" + "   :imported-members:\n" * (module in FACADES)
+        options += f"   :exclude-members: {', '.join(others)}\n" * bool(others)
         text += heading(module, "-") + f".. automodule:: {module}\n{options}\n"
+        links = ", ".join(f":obj:`~{full}`" for full in others.values())
+        text += f"Can also be had from here: {links}.\n\n" * bool(others)
     return text
+
+
+def from_elsewhere(module: str) -> dict[str, str]:
+    """Names that a module offers and others define -> their full names there, where they are documented."""
+    there, found = importlib.import_module(module), {}
+    for name in getattr(there, "__all__", []):
+        home = getattr(getattr(there, name), "__module__", module)
+        behind = module in FACADES and home.startswith(f"{module}.")  # has no entry of its own
+        if home != module and not behind:
+            found[name] = f"{home}.{name}"
+    return found
 
 
 def write_reference(source: Path) -> None:
