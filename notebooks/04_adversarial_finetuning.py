@@ -88,8 +88,9 @@ erasure.surrogate_table(erased, found).round(2)
 # {term}`twin` mark the ends of the scale.
 #
 # The trained ones come with the book, as `dori testbed cure` made them. `dori mitigate --method adversarial` trains another model, and
-# {ref}`guide` says how; without any, this chapter shows the model as it is and pruned. Low-rank adapters (LoRA), trained by {eq}`eq-adversarial`
-# and nothing else, are `adversarial-lora` there. They were trained on the other half only (below), so they have no row in the matrix.
+# {ref}`guide` says how; without any, this chapter shows the model as it is and pruned. *LoRA* is the same adversarial fine-tuning of a few added
+# weights, low-rank adapters (`adversarial-lora`), and of nothing else. The cost is counted in rows that went through the UNet, in the training's
+# searches too: it is the same on every machine. Minutes are not, and the trainings did not have the machine to themselves.
 
 # %%
 some = defences.defences(study, erased)
@@ -134,8 +135,8 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # A row that is dark under the prompt did not silence the image. A row that is light there and dark further right hid it. A row
 # that is as light as the twin's, under every attacker, did what was asked, as far as these attackers can say.
 #
-# **On the bundled model, as shipped, at preset `quick`:** no row but the twin's is. (The end of the chapter says what your run found.) Pruning
-# and ESD hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning is far above them, as the
+# **On the bundled model, as shipped, at preset `quick`:** no row but the twin's is. (The end of the chapter says what your run found.) Pruning,
+# ESD and the adapters hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning is far above them, as the
 # paper says: most short searches find nothing. But some images return, most of them from random numbers,
 # and ten times the steps bring back nearly all that were asked for. On the twin the same long search brings back none, so it is not the search
 # that writes them: what it finds was still there. SISS lies in between, at a higher price ({numref}`fig-utility-trained`);
@@ -247,13 +248,13 @@ collateral.collateral(study, some, found, others)
 
 # %% [markdown]
 # **On the bundled model, as shipped:** the half that nobody named falls silent, too, under all trainings but SISS. After ESD and SISS it
-# is hidden and no more: searches find as much of it as in the model as trained; after concept ablation less, but most. After adversarial
-# fine-tuning they find as little of it as of the half that was to be erased. All these captions are invented names, and the training seems to have taught the model to answer
+# is hidden and no more: searches find as much of it as in the model as trained; after concept ablation and with adapters less, but most. After
+# adversarial fine-tuning of all weights they find as little of it as of the half that was to be erased. All these captions are invented names, and the training seems to have taught the model to answer
 # *any* such name with something else. For whoever wants memorized images gone this is welcome; as a statement about one image it is not:
 # none of these trainings erases what it is told to and nothing else. Captions near the erased images lose more alignment than regular ones in general.
 #
-# **One memory is written over another.** After adversarial fine-tuning and SISS most erased prompts return a surrogate. Both trainings show the model
-# a few fixed pictures for each prompt again and again, and that is how it came to memorize the first ones. Concept ablation and ESD, which
+# **One memory is written over another.** After SISS, and after adversarial fine-tuning of all weights or of adapters, most erased prompts
+# return a surrogate. These trainings show the model a few fixed pictures for each prompt again and again, and that is how it came to memorize the first ones. Concept ablation and ESD, which
 # have no such picture for a prompt, leave none behind. Where surrogates are harmless this may do, but it is not forgetting, and whoever chooses
 # them had better choose pictures that may be returned. Whether fresh surrogates in every round would avoid it was not tried.
 
