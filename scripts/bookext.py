@@ -20,6 +20,8 @@ MENDED = {  # HTML -> what is put in its place
     '<div role="list" class="citation-list">': '<div class="citation-list">',  # its entries are no listitems
 }
 
+PARAMETERS = re.compile(r"<dl>\s*((?:<dd>(?:(?!</?d[dl]>).)*</dd>\s*)+)</dl>", re.DOTALL)
+
 
 def _is_thebe(item: Any) -> bool:
     attributes = getattr(item, "attributes", None) or {}
@@ -36,11 +38,19 @@ def _mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], d
     for wrong, right in MENDED.items():
         if "body" in context:
             context["body"] = context["body"].replace(wrong, right)
-    if "body" in context and pagename.startswith("api/"):  # where long names of modules may be divided
-        context["body"] = re.sub(r"(?<=<h2>)dori[\w.]*", _divided, context["body"])
+    if "body" in context and pagename.startswith("api/"):
+        body = re.sub(r"(?<=<h2>)dori[\w.]*", _divided, context["body"])
+        context["body"] = PARAMETERS.sub(_as_lines, body)
+
+
+def _as_lines(found: re.Match[str]) -> str:
+    """Parameters, one a line: Sphinx makes a list of definitions that has no terms."""
+    lines = found[1].replace("<dd>", "<div>").replace("</dd>", "</div>")
+    return f'<div class="sig-params">{lines}</div>'
 
 
 def _divided(found: re.Match[str]) -> str:
+    """Where the long name of a module may be divided."""
     return re.sub(r"[._]", lambda sign: sign[0] + "<wbr>", found[0])
 
 

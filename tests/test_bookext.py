@@ -1,0 +1,87 @@
+"""The book's Sphinx extension, on a small project: docstrings as they are meant, names that lead on."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = """\
+Some modules
+============
+
+{}
+Prose, outside of the reference, may name `dori.mitigation.units.Units`, too.
+"""
+MODULES = ("dori.mitigation.units", "dori.mitigation.esd", "dori.metrics.copy", "dori.experiments.options",
+           "dori.mitigation")  # fmt: skip
+SETTINGS = {
+    "extensions": ["sphinx.ext.autodoc", "bookext"],
+    "default_role": "literal",
+    "autodoc_preserve_defaults": True,
+    "python_maximum_signature_line_length": 100,
+    "html_theme": "basic",
+}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    """A page of the reference as HTML."""
+    application = pytest.importorskip("sphinx.application", reason="Sphinx is not installed: .[book]")
+    source = tmp_path_factory.mktemp("project")
+    (source / "conf.py").write_text("")
+    (source / "api").mkdir()
+    entries = "".join(f"{m}\n{'-' * len(m)}\n\n.. automodule:: {m}\n   :members:\n\n" for m in MODULES)
+    (source / "api" / "some.rst").write_text(PAGE.format(entries))
+    (source / "index.rst").write_text("Title\n=====\n\n.. toctree::\n\n   api/some\n")
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        app = application.Sphinx(
+            source,
+            source,
+            source / "out",
+            source / "trees",
+            "html",
+            SETTINGS,
+            status=None,
+            warning=sys.stderr,
+        )
+        app.build()
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    return (source / "out" / "api" / "some.html").read_text(encoding="utf-8")
+
+
+def link_of(page: str, name: str) -> str | None:
+    """Where the first mention of a name in backticks leads."""
+    mention = f'<code class="docutils literal notranslate"><span class="pre">{re.escape(name)}</span></code>'
+    found = re.search(rf'<a class="reference internal" href="([^"]*)"[^>]*>{mention}', page)
+    return found and found[1]
+
+
+def test_names_lead_to_their_entries(page):
+    assert link_of(page, "units.Units") == "#dori.mitigation.units.Units"
+    assert link_of(page, "dori.mitigation.units.Units") == "#dori.mitigation.units.Units"
+
+
+def test_a_long_signature_is_no_list_without_terms(page):
+    assert '<div class="sig-params">' in page
+    assert not re.search(r"<dl>\s*<dd><em class=\"sig-param", page)
+    assert page.count("<dl") == page.count("</dl>")
+
+
+def test_protocols_look_like_nothing_to_call(page):
+    (signature,) = re.findall(r'id="dori\.metrics\.copy\.CopyDescriptor">.*?</dt>', page, re.DOTALL)
+    assert "kwargs" not in signature
+
+
+def test_what_a_setting_means_stands_beneath_it(page):
+    (entry,) = re.findall(r'id="dori\.mitigation\.esd\.ESD\.lr">.*?</dd>', page, re.DOTALL)
+    assert "of Adam" in entry
+
+
+def test_docstrings_keep_their_quotes_and_long_names_can_be_divided(page):
+    assert "<h2>dori.<wbr>mitigation.<wbr>units<" in page
+    assert "“" not in page
+    assert "”" not in page
