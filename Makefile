@@ -49,7 +49,7 @@ records: env
 	$(BIN)/python scripts/records.py $(if $(CHAPTER),--chapter $(CHAPTER)) $(if $(MISSING),--missing)
 
 test: env
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: env
 	$(BIN)/ruff check .

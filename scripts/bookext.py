@@ -10,6 +10,7 @@ what stands in backticks and has an entry in the reference becomes a link to it.
 from __future__ import annotations
 
 import re
+from html import escape, unescape
 from typing import Any
 
 from docutils import nodes
@@ -20,6 +21,8 @@ MENDED = {  # HTML -> what is put in its place
     '<div role="list" class="citation-list">': '<div class="citation-list">',  # its entries are no listitems
 }
 
+WIDE = 4  # columns
+TABLE = re.compile(r'<table class="table">(\s*<thead>.*?</thead>)(.*?)</table>', re.DOTALL)
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>(?:(?!</?d[dl]>).)*</dd>\s*)+)</dl>", re.DOTALL)
 
 
@@ -38,9 +41,29 @@ def _mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], d
     for wrong, right in MENDED.items():
         if "body" in context:
             context["body"] = context["body"].replace(wrong, right)
+    if "body" in context:
+        context["body"] = TABLE.sub(_with_labels, context["body"])
     if "body" in context and pagename.startswith("api/"):
         body = re.sub(r"(?<=<h2>)dori[\w.]*", _divided, context["body"])
         context["body"] = PARAMETERS.sub(_as_lines, body)
+
+
+def _with_labels(found: re.Match[str]) -> str:
+    """A wide table whose cells know their column's name: on a phone each row becomes a card (custom.css)."""
+    head, rows = found[1], found[2]
+    names = [
+        escape(unescape(re.sub(r"<[^>]*>", "", name)))
+        for name in re.findall(r"<th[ >].*?</th>", head, re.DOTALL)
+    ]
+    if len(names) < WIDE:
+        return found[0]
+    rows = re.sub(r"<tr.*?</tr>", lambda row: _labelled(row[0], names), rows, flags=re.DOTALL)
+    return f'<table class="table cards">{head}{rows}</table>'
+
+
+def _labelled(row: str, names: list[str]) -> str:
+    following = iter(names)
+    return re.sub(r"<td(?=[ >])", lambda _: f'<td data-label="{next(following)}"', row)
 
 
 def _as_lines(found: re.Match[str]) -> str:

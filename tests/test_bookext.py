@@ -2,11 +2,10 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+bookext = pytest.importorskip("bookext", reason="Sphinx is not installed: pip install -e .[book]")
 PAGE = """\
 Some modules
 ============
@@ -35,21 +34,9 @@ def page(tmp_path_factory) -> str:
     entries = "".join(f"{m}\n{'-' * len(m)}\n\n.. automodule:: {m}\n   :members:\n\n" for m in MODULES)
     (source / "api" / "some.rst").write_text(PAGE.format(entries))
     (source / "index.rst").write_text("Title\n=====\n\n.. toctree::\n\n   api/some\n")
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        app = application.Sphinx(
-            source,
-            source,
-            source / "out",
-            source / "trees",
-            "html",
-            SETTINGS,
-            status=None,
-            warning=sys.stderr,
-        )
-        app.build()
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
+    application.Sphinx(
+        source, source, source / "out", source / "trees", "html", SETTINGS, None, sys.stderr
+    ).build()
     return (source / "out" / "api" / "some.html").read_text(encoding="utf-8")
 
 
@@ -85,3 +72,15 @@ def test_docstrings_keep_their_quotes_and_long_names_can_be_divided(page):
     assert "<h2>dori.<wbr>mitigation.<wbr>units<" in page
     assert "“" not in page
     assert "”" not in page
+
+
+def test_cells_of_a_wide_table_know_their_column():
+    """For phones, where a row becomes a card; a narrow table stays as it is."""
+    row = "<tr><td><p>1</p></td><td>2</td><td>3</td><td>4</td></tr>"
+    head = '<thead><tr><th class="head"><p>A &amp; B</p></th><th>C</th><th>D</th><th>E</th></tr></thead>'
+    table = f'<table class="table">{head}<tbody>{row}</tbody></table>'
+    shown = bookext.TABLE.sub(bookext._with_labels, table)
+    assert re.findall(r'data-label="([^"]*)"', shown) == ["A &amp; B", "C", "D", "E"]
+    assert 'class="table cards"' in shown
+    narrow = table.replace("<th>D</th><th>E</th>", "").replace("<td>3</td><td>4</td>", "")
+    assert bookext.TABLE.sub(bookext._with_labels, narrow) == narrow
