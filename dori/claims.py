@@ -76,9 +76,21 @@ def verdict_words(claim: Claim, status: str) -> str:
 
 
 def claims_html(chapter: str, figures: Mapping[str, Mapping[str, Any]], path: Path = EXPECTED) -> str:
-    """`claims_table` as HTML; pandas would cut the claims to fifty characters."""
+    """`claims_table` for reading, as HTML; pandas would cut the claims to fifty characters."""
+    table = claims_table(chapter, figures, path)
+    known = table["interval"] != "–"
+    shown = pd.DataFrame(
+        {
+            "claim": table["claim"],
+            "paper": table["paper"] + " (" + table["source"] + ")",
+            "rule": table["rule"].replace({">=": "≥", "<=": "≤", "==": "="}, regex=True),
+            "here [95 % interval]": table["here"] + (" " + table["interval"]).where(known, ""),
+            "n": table["n"],
+            "verdict": table["verdict"],
+        }
+    )
     with pd.option_context("display.max_colwidth", None):
-        return claims_table(chapter, figures, path).set_index("claim").to_html()
+        return shown.to_html(index=False, border=0, classes="table")
 
 
 def claims_table(

@@ -90,7 +90,7 @@ plots.image_strip(strip)
 # %% [markdown]
 # The first guesses are blurred for a reason. A mean squared error is least at the *mean* of all images that fit, and at the start nearly all
 # images do. A first guess that is the same for every noise would mean that for this prompt the network knows of one image only.
-# {ref}`replication` shows exactly that, and turns it into a detector.
+# {ref}`replication` shows exactly that, and makes a detector of a related trace, how hard a prompt pulls.
 
 # %% [markdown]
 # ## The prompt, amplified
@@ -104,7 +104,7 @@ plots.image_strip(strip)
 # \hat\epsilon = \epsilon_\theta(x_t, t, \varnothing) + g\,\big(\epsilon_\theta(x_t, t, y) - \epsilon_\theta(x_t, t, \varnothing)\big) .
 # ```
 #
-# At $g = 0$ the prompt is not heard, at $g = 1$ it is heard once, and above that its pull is exaggerated: images fit better, and look more like
+# At $g = 0$ the prompt is not heard, at $g = 1$ it is heard once, and above that its pull is exaggerated: up to a point images fit better, and they look more like
 # each other.
 
 # %%

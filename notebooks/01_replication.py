@@ -100,7 +100,7 @@ plots.image_grid(chapter.gallery(study, regular.head(5)), threshold=study.descri
 #
 # {numref}`fig-denoising` shows the first guess and the last for one repeated and one held-out prompt. Move the slider for the steps
 # between. If the four guesses of a row agree before any of the image can be seen in the noise, the picture comes from the prompt
-# alone. We return to this at the end of the chapter, where it becomes a detector.
+# alone. A related trace, how hard a prompt pulls, becomes a detector further down.
 
 # %%
 pair = {"repeated prompt": top.head(1), "held-out prompt": regular.head(1)}
@@ -141,7 +141,7 @@ Markdown(describe(study.descriptor))
 table = chapter.replicate(study)
 spread(table, "sort")
 
-# %% mystnb={"figure": {"name": "fig-scores", "caption": "Copy scores of all images against the image of their prompt. Dashed: the calibrated threshold."}, "image": {"alt": "Histograms of copy scores on a common axis, one each for verbatim, template and regular prompts, with the threshold as a dashed line.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-scores", "caption": "Copy scores of all images against the image of their prompt. Dashed: the calibrated threshold. Verbatim prompts have all numbers of copies, from one to the most."}, "image": {"alt": "Histograms of copy scores on a common axis, one each for verbatim, template and regular prompts, with the threshold as a dashed line.", "width": "100%"}} tags=["hide-input"]
 plots.score_distributions(table, threshold=study.descriptor.threshold)
 
 # %% [markdown]
@@ -196,7 +196,7 @@ plots.rate_curves(rates(by_guidance, ["sort", "guidance_scale"]), x="guidance_sc
 # %% mystnb={"figure": {"name": "fig-steps", "caption": "Memorization rate against the number of DDIM steps."}, "image": {"alt": "Memorization rate of repeated and of held-out prompts against the number of sampling steps, with interval bars.", "width": "100%"}} tags=["hide-input"]
 plots.rate_curves(rates(by_steps, ["sort", "steps"]), x="steps", label="DDIM steps", log=True)
 
-# %% mystnb={"figure": {"name": "fig-seeds", "caption": "Memorization rate against the number of images drawn per prompt, of which the best counts."}, "image": {"alt": "Memorization rate of verbatim, template and held-out prompts against the number of seeds, with interval bars.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-seeds", "caption": "Memorization rate against the number of images drawn per prompt, of which the best counts; verbatim prompts of all numbers of copies."}, "image": {"alt": "Memorization rate of verbatim, template and held-out prompts against the number of seeds, with interval bars.", "width": "100%"}} tags=["hide-input"]
 plots.rate_curves(chapter.seed_curve(table), x="seeds", label="images per prompt")
 
 # %% [markdown]
@@ -303,8 +303,8 @@ Markdown("Attributes read correctly: " + "; ".join(f"{source} images {right.perc
 # %% [markdown]
 # ## Finding memorized prompts without the training set
 #
-# All this needed the training images. Whoever only has the model cannot compare. But there is a trace inside: a memorized prompt pulls
-# hard and at once, whatever the noise {cite:p}`wen2024detecting`. The score is the size of guidance's correction,
+# All this needed the training images. Whoever only has the model cannot compare. But there may be a trace inside: in Stable Diffusion a
+# memorized prompt pulls hard and at once, whatever the noise {cite:p}`wen2024detecting`. The score is the size of guidance's correction,
 #
 # ```{math}
 # :label: eq-wen
@@ -322,6 +322,9 @@ detectors = {"one noise": chapter.detector_scores(magnitude, 1), "all noises": c
 plots.strip_by_copies(detectors["all noises"], label="magnitude at the first step")
 
 # %% [markdown]
+# **On the bundled model, as shipped:** only the prompts with the most copies, and the templates, stand clear of the regular ones. Those with half
+# as many copies are replicated as reliably and pull no harder than regular prompts.
+#
 # A detector is of use if it raises few false alarms: memorized prompts are rare. Hence the axis of false alarms is logarithmic in
 # {numref}`fig-roc`, and beside the area under the curve we give the share found while one regular prompt in a hundred is flagged. What
 # should be found are the prompts with the most copies, whose memorization {numref}`fig-copies` shows.
@@ -355,7 +358,8 @@ excess = excess[(excess["kind"] == "none") | excess["id"].isin(top.ids)]
 if len(excess):
     study.headline("wen_excess_auroc", auroc(excess["excess"], excess["memorized"]))
     study.headline("wen_excess_tpr_at_1_fpr", tpr_at(excess["excess"], excess["memorized"]))
-excess.groupby("kind")[["score", "twin", "excess"]].mean().round(2)
+means = excess.groupby("kind")[["score", "twin", "excess"]].mean().round(2)
+means.rename(index={"none": "regular", "verbatim": "most copies"}, columns={"score": "the model", "twin": "the twin"}).rename_axis("prompts")
 
 # %% tags=["hide-input"]
 Markdown("" if excess.empty else f"By the excess: area {auroc(excess['excess'], excess['memorized'])}; "
@@ -408,7 +412,7 @@ Markdown("After the search: " + "; ".join(f"{target} {rate.percent}" for target,
 # {cite:p}`hintersdorf2024nemo`), and cutting the feed-forward weights that matter more for the prompt than for none (Wanda
 # {cite:p}`chavhan2024memorized`). How much to prune is chosen on the validation half of the prompts: of the settings that bring the
 # memorization rate to a tenth, the one that keeps regular images most alike; where none does, the one that leaves the least. The
-# figure that counts is of the other half.
+# figure that counts is of the other half. *Conditional half*: the weights are chosen by the prompt's half of guidance alone.
 # Few settings are tried here, as all that is asked is whether there is one that works. {ref}`pruning-fragility` tries more by the same rule,
 # with sparsities between these, and so may choose another one.
 
@@ -416,7 +420,7 @@ Markdown("After the search: " + "; ".join(f"{target} {rate.percent}" for target,
 silencing = foundations.silenced(study)
 mr_pruned = study.headline("mr_pruned", memorization_rate(silencing.test))
 kept = study.headline("pruned_similarity", bootstrap(silencing.cost["similarity"], by=silencing.cost["id"]))
-foundations.trade_off(silencing).round(3)
+foundations.trade_off_shown(foundations.trade_off(silencing))
 
 # %% tags=["hide-input"]
 Markdown(f"Chosen: {silencing.chosen}. On the test half: MR {mr_pruned.percent}. Copy score of regular images to what the unpruned model "

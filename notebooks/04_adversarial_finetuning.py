@@ -101,7 +101,7 @@ erasure.costs(study).round(1)
 # the *other* half of the images, and its settings were chosen by one rule: of those that silence the prompts and cost at most a twentieth of
 # the alignment, the ones that resist the search best; where none costs so little, the cheapest that silences. These are the trials, all of
 # the bundled model; they come with the book. None of the images that are erased in this chapter had a part in them. The settings have the
-# names that `dori mitigate --set` takes: of adversarial fine-tuning, `steps` are those of a round, `search.steps` the looks of its search that
+# names that `dori mitigate --set` takes: of adversarial fine-tuning, `at_once` are the images of a round, `steps` its training steps, `search.steps` the looks of its search that
 # serve as triggers, `starts` the searches of an image in a round, `retain` the regular pairs of a step, out of as many as `pairs`, and `ema` the decay of an average
 # of the weights. Rates have their 95 % interval and, in brackets, the number of images. Chosen are the settings that
 # `dori testbed cure` trains with.

@@ -21,8 +21,10 @@ MENDED = {  # HTML -> what is put in its place
     '<div role="list" class="citation-list">': '<div class="citation-list">',  # its entries are no listitems
 }
 
-WIDE = 4  # columns
-TABLE = re.compile(r'<table class="table">(\s*<thead>.*?</thead>)(.*?)</table>', re.DOTALL)
+WIDE = 3  # columns
+TABLE = re.compile(
+    r'<table (?:border="\d+" )?class="(?:dataframe )?table">(\s*<thead>.*?</thead>)(.*?)</table>', re.DOTALL
+)
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>(?:(?!</?d[dl]>).)*</dd>\s*)+)</dl>", re.DOTALL)
 
 

@@ -45,8 +45,9 @@ def test_the_table_of_a_page_cuts_no_claim_and_no_small_figure(expected):
     expected.write_text(ROW.replace("memorized prompts replicate", long))
     shown = claims_html("01", figure(0.0004, low=0.00012), expected)
     assert long.replace("<", "&lt;") in shown
-    assert "<td>0.0004</td>" in shown
-    assert "[0.0001, 1.0000]" in shown
+    assert "<td>0.0004 [0.0001, 1.0000]</td>" in shown
+    assert "<td>0.98 (paper, table 1)</td>" in shown
+    assert "<td>≥ 0.95</td>" in shown
 
 
 def test_a_check_of_our_own_holds_and_replicates_nothing(expected):

@@ -8,7 +8,14 @@ import pytest
 from dori.benchmark import load_benchmark
 from dori.errors import DoriError
 from dori.experiments import foundations
-from dori.experiments.foundations import Silencing, halved, pruned_by_copies, silenced, trade_off
+from dori.experiments.foundations import (
+    Silencing,
+    halved,
+    pruned_by_copies,
+    silenced,
+    trade_off,
+    trade_off_shown,
+)
 from dori.mitigation.nemo import Nemo
 from dori.store import RunStore
 from dori.study import PRESETS, Study
@@ -57,6 +64,10 @@ def test_every_setting_is_tried_on_both_halves_and_costed(study):
     table = trade_off(found)
     assert table.loc["NeMo z > 0.5", "units"] > table.loc["NeMo z > 2", "units"]
     assert table["memorization_rate"].between(0, 1).all()
+    shown = trade_off_shown(table)
+    assert shown["units"].tolist() == [round(n) for n in table["units"]]
+    assert shown["MR"].tolist() == [f"{v:.2f}" for v in table["memorization_rate"]]
+    assert shown["as trained"].tolist() == ["–", "–"], "no CLIP knows these images"
 
 
 def test_the_chosen_pruning_is_put_to_every_number_of_copies(study):

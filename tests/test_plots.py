@@ -269,3 +269,10 @@ def test_a_nested_figure_needs_the_same_triggers_for_each_image_and_at_most_a_do
     many, told = nested([str(n) for n in range(7)])
     with pytest.raises(ValueError, match="14 frames"):
         widgets.nested_figure(many, alts=told, **names)
+
+
+def test_the_axis_of_rates_is_called_as_asked():
+    figure = plots.rate_curves(rates(TABLE, ["sort", "copies"]), x="copies", label="DDIM steps")
+    axis = figure.axes[0]
+    assert axis.get_xlabel() == "DDIM steps"
+    assert all(" (n = " in text.get_text() for text in axis.get_legend().get_texts())

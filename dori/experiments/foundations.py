@@ -99,6 +99,17 @@ def trade_off(silencing: Silencing) -> pd.DataFrame:
     return about.assign(memorization_rate=rate).join(costs)
 
 
+def trade_off_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`trade_off` for reading, of one silencing or of several below each other."""
+    names = {"density": "% of all", "memorization_rate": "MR", "alignment_unpruned": "as trained"}
+    shown = table.assign(density=100 * table["density"], units=table["units"].round().astype(int))
+    for column, digits in {"density": 2, "memorization_rate": 2, "similarity": 2}.items():
+        shown[column] = [f"{v:.{digits}f}" for v in shown[column]]
+    for column in ("alignment", "alignment_unpruned"):
+        shown[column] = [f"{v:.3f}" if v == v else "–" for v in shown[column]]
+    return shown.rename(columns=names)
+
+
 def pruned_by_copies(study: Study, chosen: str, settings: Sequence[Setting] = SETTINGS) -> pd.DataFrame:
     """Memorization rate of verbatim prompts by copies, as trained and pruned by the chosen setting.
 

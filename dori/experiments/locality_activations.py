@@ -83,14 +83,15 @@ def _part(matrix: Tensor, chosen: np.ndarray) -> Tensor:
     return matrix[where][:, where]
 
 
-def activation_ratio(memories: Sequence[Memory], measure: str = "L2") -> Estimate:
+def activation_ratio(memories: Sequence[Memory], measure: str = "L2", only: str = "") -> Estimate:
     """Distance of two triggers of an image over that of two different memorized prompts: mean over images of
-    the median over layers (all but the output)."""
+    the median over layers (all but the output; with `only`, those of a `kind`)."""
     sketches, labels = looked_at(memories)
     labels, values = np.array(labels), []
     for memory in memories:
         if (labels == memory.id).sum() > 1:
-            matrices = [sketches.distances(n, measure) for n in sketches.flat if n != OUTPUT]
+            layers = [n for n in sketches.flat if n != OUTPUT and only in ("", kind(n))]
+            matrices = [sketches.distances(n, measure) for n in layers]
             values.append(
                 np.median([_mean(m, labels == memory.id) / _mean(m, labels == MEMORIZED) for m in matrices])
             )

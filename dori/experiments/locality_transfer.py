@@ -111,7 +111,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Share of triggers that still return the image, by setting, memory and whom the pruning was made for."""
     triggers = table[(table["b"] != PROMPT) & (table["made_for"] != BY_PROMPT)]
     shown = triggers.pivot_table("rate", ["setting", "memory"], "made_for", "mean", sort=False)
-    return shown.reindex(columns=[c for c in (OWN, SAME, OTHER) if c in shown])
+    return shown.reindex(columns=[c for c in (OWN, SAME, OTHER) if c in shown]).rename_axis(columns=None)
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from dori.experiments.foundations import halved
 from dori.experiments.locality_sizes import SIZES, Sizes
 from dori.experiments.replication import top_prompts
 from dori.experiments.triggers import Found, find_triggers, score_found, successful, trigger_rate
+from dori.hooks import layer_label
 from dori.metrics.intervals import Estimate, wilson
 from dori.mitigation.units import Units
 from dori.study import Study
@@ -158,7 +159,7 @@ def ground_truth(memories: Sequence[Memory]) -> pd.DataFrame:
     for memory in memories:
         found, row = memory.triggers(), {"image": memory.id, "triggers": len(memory.triggers())}
         for words, units in zip(("door shut", "store emptied"), known_units(memory.id), strict=True):
-            row["block"] = next(iter(units)).split(".transformer")[0]
+            row["block"] = layer_label(next(iter(units)))
             row[f"units, {words}"] = units.count
             row[words] = _left(memory, found, units)
         rows.append(row)

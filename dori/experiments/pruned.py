@@ -13,7 +13,7 @@ from dori.attack import INITS, Attack
 from dori.benchmark import Benchmark
 from dori.drawing import Sampling, generate_and_score
 from dori.errors import DoriError
-from dori.experiments.foundations import Silencing, halved, trade_off
+from dori.experiments.foundations import Silencing, halved, trade_off, trade_off_shown
 from dori.experiments.fragility import (
     attack_table,
     choose_setting,
@@ -116,15 +116,10 @@ def choose(study: Study, candidates: Sequence[Setting]) -> Choice:
 
 
 def trials(chosen: Mapping[str, Choice]) -> pd.DataFrame:
-    """Every candidate on the validation half, a row each as `foundations.trade_off`; `chosen` marks one."""
-    table = pd.concat([trade_off(choice.tried) for choice in chosen.values()])
-    table["density"] *= 100
-    digits = {"units": 0, "density": 2, "memorization_rate": 2, "similarity": 2, "alignment": 3}
-    names = {"density": "% of all", "memorization_rate": "MR", "alignment_unpruned": "as trained"}
+    """Every candidate on the validation half, a row each, for reading; `chosen` marks one of each method."""
+    table = trade_off_shown(pd.concat([trade_off(choice.tried) for choice in chosen.values()]))
     labels = {choice.label for choice in chosen.values()}
-    marks = ["yes" if label in labels else "" for label in table.index]
-    table = table.round(digits | {"alignment_unpruned": 3}).astype({"units": int})
-    return table.rename(columns=names).assign(chosen=marks)
+    return table.assign(chosen=["yes" if label in labels else "" for label in table.index])
 
 
 def most_silent(chosen: Mapping[str, Choice]) -> Choice:
@@ -210,9 +205,9 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Columns: MR here (with Wilson's interval), n, copy score here (median ± MAD of the best), and the paper's.
     """
-    shown = rates_shown(table, ["pruning", "start"]).rename(columns={MR: "MR here", BEST: "score here"})
+    shown = rates_shown(table, ["pruning", "start"]).rename(columns={MR: "MR here", BEST: "copy score here (median ± MAD)"})
     paper = [PAPER_SAYS.get(row, ("–", "–")) for row in shown.index]
-    shown[["MR, paper", "score, paper"]] = paper
+    shown[["MR, paper", "copy score, paper"]] = paper
     return shown.rename_axis(["pruning", "search from"])
 
 

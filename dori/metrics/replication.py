@@ -63,7 +63,8 @@ def rates_shown(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     shown = found[list(by)].copy()
     shown[MR] = [Estimate(*row).short for row in found[["mr", "low", "high", "n"]].itertuples(index=False)]
     shown["n"] = found["n"]
-    shown[BEST] = [f"{b:.2f} ± {m:.2f}" for b, m in found[["best_score", "mad"]].itertuples(index=False)]
+    scores = found[["best_score", "mad", "n"]].itertuples(index=False)
+    shown[BEST] = [f"{best:.2f}" + (f" ± {mad:.2f}" if n > 1 else "") for best, mad, n in scores]
     return shown.set_index(list(by))
 
 

@@ -40,8 +40,8 @@ def rate_curves(table: pd.DataFrame, *, x: str, label: str, by: str = "sort", lo
         place, aside = part[x].to_numpy(dtype=float), 0.03 * (k - (len(groups) - 1) / 2)
         place = place * (1 + aside) if log else place + aside * np.ptp(table[x].to_numpy(dtype=float))
         few, many = part["n"].min(), part["n"].max()
-        label = f"{name} (n = {few})" if few == many else f"{name} (n = {few} to {many})"
-        with_bars(axis, place, part, colour(name), label=label, **nth_mark(k))
+        with_n = f"{name} (n = {few})" if few == many else f"{name} (n = {few} to {many})"
+        with_bars(axis, place, part, colour(name), label=with_n, **nth_mark(k))
     if log:
         axis.set_xscale("log", base=2)
     ticks = sorted(table[x].unique())
