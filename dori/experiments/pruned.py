@@ -205,7 +205,9 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Columns: MR here (with Wilson's interval), n, copy score here (median ± MAD of the best), and the paper's.
     """
-    shown = rates_shown(table, ["pruning", "start"]).rename(columns={MR: "MR here", BEST: "copy score here (median ± MAD)"})
+    shown = rates_shown(table, ["pruning", "start"]).rename(
+        columns={MR: "MR here", BEST: "copy score here (median ± MAD)"}
+    )
     paper = [PAPER_SAYS.get(row, ("–", "–")) for row in shown.index]
     shown[["MR, paper", "copy score, paper"]] = paper
     return shown.rename_axis(["pruning", "search from"])
