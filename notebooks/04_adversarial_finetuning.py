@@ -102,7 +102,7 @@ erasure.costs(study).round(1)
 # the alignment, the ones that resist the search best; where none costs so little, the cheapest that silences. These are the trials, all of
 # the bundled model; they come with the book. None of the images that are erased in this chapter had a part in them. The settings have the
 # names that `dori mitigate --set` takes: of adversarial fine-tuning, `at_once` are the images of a round, `steps` its training steps, `search.steps` the looks of its search that
-# serve as triggers, `starts` the searches of an image in a round, `retain` the regular pairs of a step, out of as many as `pairs`, and `ema` the decay of an average
+# serve as triggers, `starts` the searches of an image in a round, `retain` the regular pairs of a step, out of as many as `pairs`, `inits` where searches start (else at all three), and `ema` the decay of an average
 # of the weights. Rates have their 95 % interval and, in brackets, the number of images. Chosen are the settings that
 # `dori testbed cure` trains with.
 
@@ -146,7 +146,8 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # Two causes are likely. The settings were chosen under a limit on the alignment they may cost. A stronger setting let
 # nothing through on the other half, and cost more than that (trials above): what stands here is one point on a curve of erasure against
 # alignment. That the price is one of too few regular pairs, which the model would learn by heart while it unlearns, was tested: with six times
-# as many it stayed about the same, and so it did with a longer average of the weights. And the training met shorter searches alone; a longer one may go where it never went. This was not tested.
+# as many it stayed about the same. So it did with a longer average of the weights, and without searches that start at regular prompts (`inits`), whose triggers
+# may lie so near to a prompt that the model unlearns it, too. And the training met shorter searches alone; a longer one may go where it never went. This was not tested.
 #
 # Concept ablation is a stronger opponent here than in the paper, where a search undoes it. Its anchors are painted for captions that say exactly
 # what each picture shows, which nobody has for photographs from the web; and its learning rate was raised until a search met resistance, at
