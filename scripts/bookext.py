@@ -25,6 +25,7 @@ WIDE = 3  # columns
 TABLE = re.compile(
     r'<table (?:border="\d+" )?class="(?:dataframe )?table">(\s*<thead>.*?</thead>)(.*?)</table>', re.DOTALL
 )
+SHORT = re.compile(r'<span class="pre">([^<]{1,24})</span>')  # words in code that fit a line of a phone
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>(?:(?!</?d[dl]>).)*</dd>\s*)+)</dl>", re.DOTALL)
 
 
@@ -44,6 +45,7 @@ def _mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], d
         if "body" in context:
             context["body"] = context["body"].replace(wrong, right)
     if "body" in context:
+        context["body"] = SHORT.sub(r'<span class="pre short">\1</span>', context["body"])
         context["body"] = TABLE.sub(_with_labels, context["body"])
     if "body" in context and pagename.startswith("api/"):
         body = re.sub(r"(?<=<h2>)dori[\w.]*", _divided, context["body"])

@@ -42,7 +42,9 @@ def page(tmp_path_factory) -> str:
 
 def link_of(page: str, name: str) -> str | None:
     """Where the first mention of a name in backticks leads."""
-    mention = f'<code class="docutils literal notranslate"><span class="pre">{re.escape(name)}</span></code>'
+    mention = (
+        f'<code class="docutils literal notranslate"><span class="pre[^"]*">{re.escape(name)}</span></code>'
+    )
     found = re.search(rf'<a class="reference internal" href="([^"]*)"[^>]*>{mention}', page)
     return found and found[1]
 

@@ -19,7 +19,7 @@ from dori.experiments.locality_sizes import SIZES, Sizes
 from dori.experiments.replication import top_prompts
 from dori.experiments.triggers import Found, find_triggers, score_found, successful, trigger_rate
 from dori.hooks import layer_label
-from dori.metrics.intervals import Estimate, wilson
+from dori.metrics.intervals import Estimate, mean_of_few
 from dori.mitigation.units import Units
 from dori.study import Study
 
@@ -139,12 +139,12 @@ def success(memories: Sequence[Memory], twin: pd.DataFrame | None = None) -> pd.
 def success_rates(memories: Sequence[Memory], twin: pd.DataFrame) -> dict[str, Estimate]:
     """Headlines: share of searches from random numbers that find a trigger, on the model and on the twin.
 
-    Searches are counted one by one (Wilson): the interval does not speak of other images.
+    A mean over images, n counts these: the searches of one image say nothing of another.
     """
     scores = pd.concat([m.scores for m in memories], ignore_index=True)
     sets = {"mr_triggers_random": scores[scores["init"] == "random"], "mr_triggers_twin": twin}
-    found = {name: part.groupby("trigger")["replicated"].any() for name, part in sets.items()}
-    return {name: wilson(int(hit.sum()), len(hit)) for name, hit in found.items()}
+    found = {name: part.groupby(["id", "trigger"])["replicated"].any() for name, part in sets.items()}
+    return {name: mean_of_few(hit.groupby("id").mean(), within=(0, 1)) for name, hit in found.items()}
 
 
 def ground_truth(memories: Sequence[Memory]) -> pd.DataFrame:

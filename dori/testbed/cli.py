@@ -64,7 +64,7 @@ def cure(
         "_build/cured"
     ),
 ) -> None:
-    """Train copies of the bundled model to forget half of what it memorized, one by each defence."""
+    """Train copies of the bundled model to forget half of what it saw most often, one by each defence."""
     from dori.experiments.curing import SETTINGS, ship
     from dori.study import open_study
 

@@ -65,7 +65,13 @@ def answers_part(verdicts: Iterable[Verdict], chapters: Iterable[str]) -> str:
             here = figure_link(headline, pages) or "–"
             row = (said, paper_gives(headline.claim), here, verdict_says(headline), counted(bearing))
             rows.append(row)
-    header = ("The paper claims", "Paper", "Here [95 % interval]", "Verdict", "Hold, of all that bear on it")
+    header = (
+        "The paper claims",
+        "Paper",
+        "Here [95 % interval]",
+        "Verdict",
+        "How many of its claims and checks hold",
+    )
     return table(header, rows)
 
 

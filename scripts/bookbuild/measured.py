@@ -49,7 +49,7 @@ def difference(largest: float) -> str:
 
 def measurements_part(records: list[Mapping[str, Any]]) -> str:
     """Where the measurements of each chapter came from, and how those made again compare."""
-    header = ("Chapter", "Shipped", "Made in this build", "Made again", "of them alike", "Largest difference")
+    header = ("Chapter", "Shipped", "Made in this build", "Made again", "Of them alike", "Largest difference")
     counts = [(r["chapter"], r["measured"]) for r in records if r.get("measured")]
     return table(
         header,

@@ -267,7 +267,7 @@ def provenance_part(records: list[Mapping[str, Any]], commit: str) -> str:
     )
     total = sum(r["seconds"] for r in records) / 60
     at_once = max((r.get("at_once", 1) for r in records), default=1)
-    beside = f", up to {at_once} chapters at once" if at_once > 1 else ""
+    beside = f" of work, done on up to {at_once} chapters at a time" if at_once > 1 else ""
     machine = table(("This build", ""), machine_rows(commit))
     return f"{runs}\nAll chapters together: {total:.1f} minutes{beside}.\n\n{machine}"
 
