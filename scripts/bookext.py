@@ -23,7 +23,7 @@ MENDED = {  # HTML -> what is put in its place
 
 WIDE = 3  # columns
 TABLE = re.compile(
-    r'<table (?:border="\d+" )?class="(?:dataframe )?table">(\s*<thead>.*?</thead>)(.*?)</table>', re.DOTALL
+    r'<table (?:border="\d+" )?class="((?:dataframe )?table)">(\s*<thead>.*?</thead>)(.*?)</table>', re.DOTALL
 )
 SHORT = re.compile(r'<span class="pre">([^<]{1,24})</span>')  # words in code that fit a line of a phone
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>(?:(?!</?d[dl]>).)*</dd>\s*)+)</dl>", re.DOTALL)
@@ -54,7 +54,7 @@ def _mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], d
 
 def _with_labels(found: re.Match[str]) -> str:
     """A wide table whose cells know their column's name: on a phone each row becomes a card (custom.css)."""
-    head, rows = found[1], found[2]
+    kinds, head, rows = found.groups()
     names = [
         escape(unescape(re.sub(r"<[^>]*>", "", name)))
         for name in re.findall(r"<th[ >].*?</th>", head, re.DOTALL)
@@ -62,7 +62,7 @@ def _with_labels(found: re.Match[str]) -> str:
     if len(names) < WIDE:
         return found[0]
     rows = re.sub(r"<tr.*?</tr>", lambda row: _labelled(row[0], names), rows, flags=re.DOTALL)
-    return f'<table class="table cards">{head}{rows}</table>'
+    return f'<table class="{kinds} cards">{head}{rows}</table>'
 
 
 def _labelled(row: str, names: list[str]) -> str:

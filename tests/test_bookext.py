@@ -84,5 +84,7 @@ def test_cells_of_a_wide_table_know_their_column():
     shown = bookext.TABLE.sub(bookext._with_labels, table)
     assert re.findall(r'data-label="([^"]*)"', shown) == ["A &amp; B", "C", "D", "E"]
     assert 'class="table cards"' in shown
+    frame = table.replace('class="table"', 'border="0" class="dataframe table"')
+    assert 'class="dataframe table cards"' in bookext.TABLE.sub(bookext._with_labels, frame)
     narrow = table.replace("<th>C</th><th>D</th><th>E</th>", "").replace("<td>2</td><td>3</td><td>4</td>", "")
     assert bookext.TABLE.sub(bookext._with_labels, narrow) == narrow

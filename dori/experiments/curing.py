@@ -221,6 +221,7 @@ def trials(path: Path = TRIALS) -> pd.DataFrame:
     table = pd.read_csv(path)
     tried = table[["defence", "settings"]].to_numpy()
     table.insert(2, "chosen", ["yes" if _is_chosen(*row) else "" for row in tried])
+    table.insert(3, "alignment_lost", table.pop("alignment_lost"))
     rates = {name: [wilson(round(r * n), n).cell for r, n in table[[name, "n"]].to_numpy()] for name in RATES}
     table = table.assign(defence=table["defence"].map(LABELS), **rates).drop(columns="n")
     return table.rename(columns=TRIAL_COLUMNS)
