@@ -13,6 +13,7 @@ from dori.errors import DoriError
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 PRESET_ORDER = ("smoke", "quick", "full", "paper")
+SIGNS = {">=": "≥", "<=": "≤", "==": "="}  # of rules as they are read; the others are their own
 CROSSES = "the interval crosses the rule"
 EXPECTED = Path(__file__).resolve().parents[1] / "data" / "expected.yml"
 
@@ -83,7 +84,7 @@ def claims_html(chapter: str, figures: Mapping[str, Mapping[str, Any]], path: Pa
         {
             "claim": table["claim"],
             "paper": table["paper"] + " (" + table["source"] + ")",
-            "rule": table["rule"].replace({">=": "≥", "<=": "≤", "==": "="}, regex=True),
+            "rule": table["rule"].replace(SIGNS, regex=True),
             "here [95 % interval]": table["here"] + (" " + table["interval"]).where(known, ""),
             "n": table["n"],
             "verdict": table["verdict"],

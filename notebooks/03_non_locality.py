@@ -209,11 +209,12 @@ plots.layer_profile(profile, measure="L2")
 plots.layer_profile(profile, measure="CKA")
 
 # %% tags=["hide-input"]
-apart = activations.activation_ratio(ordinary)
+ratios = activations.ratios(ordinary)
+apart = activations.activation_ratio(ratios)
 study.headline("activation_ratio", apart)
 Markdown(f"Distance of two triggers of one image over that of two different memorized prompts, median over layers: **{apart}** (L2); "
-         f"{activations.activation_ratio(ordinary, 'cosine')} (cosine). In L2 by kind of layer: "
-         + "; ".join(f"{k} {activations.activation_ratio(ordinary, only=k)}" for k in ("value", "feed-forward", "mid")) + ".")
+         f"{activations.activation_ratio(ratios, 'cosine')} (cosine). In L2 by kind of layer: "
+         + "; ".join(f"{k} {activations.activation_ratio(ratios, only=k)}" for k in ("value", "feed-forward", "mid")) + ".")
 
 # %% [markdown]
 # **On the bundled model, as shipped:** the median over layers, which the claim's rule asks for, describes hardly any layer. It falls between two groups: at

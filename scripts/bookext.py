@@ -41,15 +41,15 @@ def _drop_thebe(app: Any, pagename: str, templatename: str, context: dict[str, A
 
 
 def _mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    if "body" not in context:
+        return
+    body = context["body"]
     for wrong, right in MENDED.items():
-        if "body" in context:
-            context["body"] = context["body"].replace(wrong, right)
-    if "body" in context:
-        context["body"] = SHORT.sub(r'<span class="pre short">\1</span>', context["body"])
-        context["body"] = TABLE.sub(_with_labels, context["body"])
-    if "body" in context and pagename.startswith("api/"):
-        body = re.sub(r"(?<=<h2>)dori[\w.]*", _divided, context["body"])
-        context["body"] = PARAMETERS.sub(_as_lines, body)
+        body = body.replace(wrong, right)
+    body = TABLE.sub(_with_labels, SHORT.sub(r'<span class="pre short">\1</span>', body))
+    if pagename.startswith("api/"):
+        body = PARAMETERS.sub(_as_lines, re.sub(r"(?<=<h2>)dori[\w.]*", _divided, body))
+    context["body"] = body
 
 
 def _with_labels(found: re.Match[str]) -> str:

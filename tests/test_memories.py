@@ -1,6 +1,7 @@
 """Chapter 3's memories on the small study: what is gathered, compared, cut and shown of them."""
 
 import dataclasses
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -108,6 +109,28 @@ def test_the_profile_has_every_set_at_every_layer(pair):
         table.groupby(["layer", "measure"])["set"].apply(set).tolist()
         == [sets] * table.groupby(["layer", "measure"]).ngroups
     )
+
+
+def test_the_ratio_of_activations_is_a_median_over_layers_and_a_mean_over_images(pair):
+    table = activations.ratios(pair)
+    sketches, labels = activations.looked_at(pair)
+    by_hand = []
+    for memory in pair:
+        own = [i for i, name in enumerate(labels) if name == memory.id]
+        prompts = [i for i, name in enumerate(labels) if name == activations.MEMORIZED]
+        layers = [n for n in sketches.flat if activations.kind(n) == "value"]
+        shares = []
+        for layer in layers:
+            apart = sketches.distances(layer, "L2")
+            mean = [
+                np.mean([float(apart[a, b]) for a, b in combinations(some, 2)]) for some in (own, prompts)
+            ]
+            shares.append(mean[0] / mean[1])
+        by_hand.append(np.median(shares))
+    assert activations.activation_ratio(table, only="value").value == pytest.approx(
+        np.mean(by_hand), rel=1e-4
+    )
+    assert activations.activation_ratio(table).n == len(pair)
 
 
 def test_units_of_a_trigger_are_found_once(study, pair):

@@ -26,7 +26,7 @@ from dori.experiments.defences import (
 from dori.experiments.searches import run_attacks
 from dori.experiments.utility import alignment_loss, estimate, utility_table
 from dori.metrics.copy import similarity
-from dori.metrics.intervals import Estimate
+from dori.metrics.intervals import Estimate, fixed
 from dori.metrics.replication import memorization_rate
 from dori.metrics.survival import first_success, half_returned, power, same_work
 from dori.mitigation.surrogates import Surrogate
@@ -166,7 +166,7 @@ def utility_shown(table: pd.DataFrame) -> pd.DataFrame:
     """`utility` for reading, each measure with its interval."""
     shown = cuts.utility_shown(table)
     return (
-        shown.assign(**{"held-out loss": [f"{v:.4f}" if v == v else "–" for v in table["heldout_loss"]]})
+        shown.assign(**{"held-out loss": [fixed(v, 4) for v in table["heldout_loss"]]})
         if len(table)
         else shown
     )

@@ -24,6 +24,7 @@ from dori.experiments.fragility import (
 from dori.experiments.replication import memorized_prompts, regular_prompts, top_prompts
 from dori.loading import BUNDLED
 from dori.metrics.alignment import ClipScorer
+from dori.metrics.intervals import fixed
 from dori.metrics.replication import rates
 from dori.mitigation.nemo import Nemo
 from dori.mitigation.wanda import Wanda
@@ -103,10 +104,15 @@ def trade_off_shown(table: pd.DataFrame) -> pd.DataFrame:
     """`trade_off` for reading, of one silencing or of several below each other."""
     names = {"density": "% of all", "memorization_rate": "MR", "alignment_unpruned": "as trained"}
     shown = table.assign(density=100 * table["density"], units=table["units"].round().astype(int))
-    for column, digits in {"density": 2, "memorization_rate": 2, "similarity": 2}.items():
-        shown[column] = [f"{v:.{digits}f}" for v in shown[column]]
-    for column in ("alignment", "alignment_unpruned"):
-        shown[column] = [f"{v:.3f}" if v == v else "–" for v in shown[column]]
+    decimals = {
+        "density": 2,
+        "memorization_rate": 2,
+        "similarity": 2,
+        "alignment": 3,
+        "alignment_unpruned": 3,
+    }
+    for column, digits in decimals.items():
+        shown[column] = [fixed(v, digits) for v in shown[column]]
     return shown.rename(columns=names)
 
 

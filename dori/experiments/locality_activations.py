@@ -4,6 +4,7 @@ All embeddings see the same noise at the first step, so nothing differs between 
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -83,19 +84,27 @@ def _part(matrix: Tensor, chosen: np.ndarray) -> Tensor:
     return matrix[where][:, where]
 
 
-def activation_ratio(memories: Sequence[Memory], measure: str = "L2", only: str = "") -> Estimate:
-    """Distance of two triggers of an image over that of two different memorized prompts: mean over images of
-    the median over layers (all but the output; with `only`, those of a `kind`)."""
+def ratios(memories: Sequence[Memory], measures: Sequence[str] = ("L2", "cosine")) -> pd.DataFrame:
+    """Distance of two triggers of an image over that of two different memorized prompts.
+
+    A row per image, measure and layer (all but the output): image, measure, layer, kind, ratio.
+    """
     sketches, labels = looked_at(memories)
-    labels, values = np.array(labels), []
+    labels, rows = np.array(labels), []
     for memory in memories:
         if (labels == memory.id).sum() > 1:
-            layers = [n for n in sketches.flat if n != OUTPUT and only in ("", kind(n))]
-            matrices = [sketches.distances(n, measure) for n in layers]
-            values.append(
-                np.median([_mean(m, labels == memory.id) / _mean(m, labels == MEMORIZED) for m in matrices])
-            )
-    return mean_of_few(values)
+            for measure, layer in product(measures, (n for n in sketches.flat if n != OUTPUT)):
+                matrix = sketches.distances(layer, measure)
+                ratio = _mean(matrix, labels == memory.id) / _mean(matrix, labels == MEMORIZED)
+                rows.append((memory.id, measure, layer, kind(layer), ratio))
+    return pd.DataFrame(rows, columns=["image", "measure", "layer", "kind", "ratio"])
+
+
+def activation_ratio(table: pd.DataFrame, measure: str = "L2", only: str = "") -> Estimate:
+    """Mean over images of the median over layers (with `only`, those of a `kind`), of `ratios`."""
+    chosen = (table["measure"] == measure) & ((table["kind"] == only) | (only == ""))
+    by_image = table[chosen].groupby("image", sort=False)["ratio"]
+    return mean_of_few([float(np.median(part)) for _, part in by_image])
 
 
 def meeting(memories: Sequence[Memory], others: Sequence[Memory]) -> pd.DataFrame:

@@ -96,10 +96,7 @@ def gaps(table: pd.DataFrame) -> dict[str, Estimate]:
 
 def gap_table(found: dict[str, Estimate]) -> pd.DataFrame:
     """The gaps for reading, a row per level: planted minus ordinary, n of the smaller set."""
-    rows = {
-        level: (gap.short, gap.n) if gap.n else ("–", 0)
-        for level, gap in zip(LEVELS, found.values(), strict=True)
-    }
+    rows = {level: (gap.short, gap.n) for level, gap in zip(LEVELS, found.values(), strict=True)}
     columns = ["planted minus ordinary [95 % interval]", "images"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("level")
 

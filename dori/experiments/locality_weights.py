@@ -16,7 +16,7 @@ from dori.experiments.memories import Memory, redrawn, sizes
 from dori.experiments.selections import Setting, named, select_units, selection_key
 from dori.experiments.triggers import Found
 from dori.locality.weights import ALL
-from dori.metrics.intervals import Estimate, mean_of_few
+from dori.metrics.intervals import Estimate, fixed, mean_of_few
 from dori.mitigation.nemo import Nemo
 from dori.mitigation.units import Units
 from dori.mitigation.wanda import Wanda
@@ -153,7 +153,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         iou = locality.agreement_estimate(pairs, by="image", resamples=500)
         ceilings = [of.get(between, none)["iou"].mean() for between in (NOISE, DRAWS)]
         units = pairs[["units_a", "units_b"]].to_numpy(float)
-        shares = [f"{v:.2f}" if v == v else "–" for v in (pairs["chance"].mean(), *ceilings)]
+        shares = [fixed(v) for v in (pairs["chance"].mean(), *ceilings)]
         rows.append((*key, iou.short, *shares, f"{units.mean():,.0f}" if units.size else "–"))
     columns = ["setting", "memory", "IoU [95 % interval]", "chance", NOISE, DRAWS, "units, mean"]
     return pd.DataFrame(rows, columns=columns).set_index(["setting", "memory"])

@@ -6,7 +6,7 @@ import torch
 from dori.benchmark import Benchmark
 from dori.drawing import Sampling, prompt_trigger, score_triggers
 from dori.experiments.utility import alignment_loss, utility_table
-from dori.metrics.intervals import Estimate
+from dori.metrics.intervals import Estimate, fixed
 from dori.metrics.replication import MR, memorization_rate
 from dori.mitigation.units import Units
 from dori.study import Study
@@ -48,6 +48,6 @@ def reach_table(
 def reach_shown(table: pd.DataFrame) -> pd.DataFrame:
     """`reach_table` for reading, by group."""
     rates = table[["MR", "low", "high", "n"]].itertuples(index=False)
-    lost = [f"{v:.2f}" if v == v else "–" for v in table["alignment_lost"]]
+    lost = [fixed(v) for v in table["alignment_lost"]]
     shown = {"neurons": table["neurons"], MR: [Estimate(*row).short for row in rates], "n": table["n"]}
     return table[["group"]].assign(**shown, **{"alignment lost": lost}).set_index("group")

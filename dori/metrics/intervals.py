@@ -33,7 +33,7 @@ class Estimate(NamedTuple):
         """The same without n, and without an interval that has no width; "–" for NaN."""
         if np.isnan(self.value):
             return "–"
-        value, low, high = (f"{v:z.{decimals}f}" for v in self[:3])
+        value, low, high = (fixed(v, decimals) for v in self[:3])
         return value + (f" [{low}, {high}]" if self.low < self.high else "")
 
     @property
@@ -41,6 +41,11 @@ class Estimate(NamedTuple):
         """The same for prose: 97 % [91, 99], n = 32."""
         value, low, high = (f"{100 * v:.3g}" for v in self[:3])
         return f"{value} % [{low}, {high}], n = {self.n}"
+
+
+def fixed(value: float, decimals: int = 2) -> str:
+    """A number for tables; "–" for NaN."""
+    return "–" if np.isnan(value) else f"{value:z.{decimals}f}"
 
 
 def wilson(k: int, n: int) -> Estimate:

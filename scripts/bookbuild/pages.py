@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ from typing import Any
 from bookbuild.claims import Verdict, chapter_number
 from bookbuild.layout import Layout
 from bookbuild.results import Figures, show
-from dori.claims import CROSSES, STATUSES, UNKNOWN, Claim, show_number, verdict_words
+from dori.claims import CROSSES, SIGNS, STATUSES, UNKNOWN, Claim, show_number, verdict_words
 
 MARKS = dict(zip(STATUSES, "✓✗–", strict=True))
-SIGNS = {">=": "≥", "<=": "≤", ">": "&gt;", "<": "&lt;", "==": "="}
 SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
     "seeds": "images per prompt",
     "steps": "DDIM steps",
@@ -117,7 +117,7 @@ def claims_part(verdicts: list[Verdict], chapters: Iterable[str]) -> str:
                 claim.claim,
                 paper_says(claim),
                 figure_link(verdict, pages) or "–",
-                f"{SIGNS[claim.op]} {show_number(claim.value)}",
+                f"{escape(SIGNS.get(claim.op, claim.op))} {show_number(claim.value)}",
                 verdict_says(verdict),
             ]
         )
