@@ -101,7 +101,10 @@ plots.image_strip(strip)
 #
 # ```{math}
 # :label: eq-guidance
-# \hat\epsilon = \epsilon_\theta(x_t, t, \varnothing) + g\,\big(\epsilon_\theta(x_t, t, y) - \epsilon_\theta(x_t, t, \varnothing)\big) .
+# \begin{gathered}
+# \hat\epsilon = \epsilon_\theta(x_t, t, \varnothing) \\
+# {} + g\,\big(\epsilon_\theta(x_t, t, y) - \epsilon_\theta(x_t, t, \varnothing)\big) .
+# \end{gathered}
 # ```
 #
 # At $g = 0$ the prompt is not heard, at $g = 1$ it is heard once, and above that its pull is exaggerated: up to a point images fit better, and they look more like

@@ -126,8 +126,10 @@ widgets.slider_figure(frames, [str(step) for step in steps], description="after 
 #
 # ```{math}
 # :label: eq-mr
-# \operatorname{score}_{i,s} = d(g_{i,s}) \cdot d(x_i), \qquad
+# \begin{gathered}
+# \operatorname{score}_{i,s} = d(g_{i,s}) \cdot d(x_i), \\
 # \mathrm{MR} = \frac{1}{n}\sum_{i=1}^{n} \Big[\max_s \operatorname{score}_{i,s} > \tau\Big] .
+# \end{gathered}
 # ```
 #
 # The maximum over seeds asks whether the image *can* come out. The {term}`threshold` $\tau$ decides what counts as a copy, so it must
@@ -308,7 +310,10 @@ Markdown("Attributes read correctly: " + "; ".join(f"{source} images {right.perc
 #
 # ```{math}
 # :label: eq-wen
-# m(y) = \frac{1}{S}\sum_{s=1}^{S} \big\lVert \epsilon_\theta(x^{(s)}_{T}, T, y) - \epsilon_\theta(x^{(s)}_{T}, T, \varnothing)\big\rVert_2 ,
+# \begin{gathered}
+# m(y) = \frac{1}{S}\sum_{s=1}^{S} \big\lVert \Delta_\theta(x^{(s)}_{T}, y) \big\rVert_2 , \\
+# \Delta_\theta(x, y) = \epsilon_\theta(x, T, y) - \epsilon_\theta(x, T, \varnothing) ,
+# \end{gathered}
 # ```
 #
 # taken at the first step $T$ and averaged over $S$ noises. It costs two network calls for each noise, and nothing is painted.

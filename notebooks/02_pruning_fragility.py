@@ -202,7 +202,10 @@ Markdown("Share of alignment lost: " + "; ".join(f"{chosen[m].label} {pruned.sho
 #
 # ```{math}
 # :label: eq-dori
-# y^\star = \arg\min_{y}\; \mathbb{E}_{\epsilon,\,t}\; \big\lVert \epsilon - \epsilon_{\theta'}(x_t, t, y) \big\rVert_2^2 .
+# \begin{gathered}
+# y^\star = \arg\min_{y}\; \mathcal L(y) , \\
+# \mathcal L(y) = \mathbb{E}_{\epsilon,\,t}\; \big\lVert \epsilon - \epsilon_{\theta'}(x_t, t, y) \big\rVert_2^2 .
+# \end{gathered}
 # ```
 #
 # It takes some dozens of steps of Adam {cite:p}`kingma2015adam`, each on a few fresh draws of $\epsilon$ and $t$. Then the pruned network paints from $y^\star$ and

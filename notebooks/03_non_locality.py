@@ -358,7 +358,11 @@ pointed.set_index(["level", "image"]) if planted else Markdown("–")
 # The testbed knows how often each image was in the training set. Does a memory spread out as copies add up? With fewer than three images there is no interval.
 
 # %% mystnb={"figure": {"name": "fig-dose-locality", "caption": "The diagnostics by the number of copies in the training set, a panel each; n counts images."}, "image": {"alt": "A small panel for each diagnostic against the number of copies, with intervals: share of searches that work, spread, and the indices of locality.", "width": "100%"}} tags=["hide-input"]
-plots.dose_profile(levels.dose(study, ordinary))
+dose = levels.dose(study, ordinary)
+plots.dose_profile(dose)
+
+# %% tags=["hide-input"]
+Markdown(levels.dose_said(dose))
 
 # %% [markdown]
 # ## Look for yourself

@@ -64,9 +64,10 @@ Markdown(f"Model `{study.model.name}`. Images with the most copies: {len(erased)
 #
 # ```{math}
 # :label: eq-adversarial
-# \underbrace{\mathbb{E}\,\big\lVert \epsilon - \epsilon_\theta(\tilde x_{i,t}, t, y^\star_i)\big\rVert_2^2}_{\text{the trigger paints something else}}
-# \;+\;
-# \underbrace{\mathbb{E}\,\big\lVert \epsilon - \epsilon_\theta(x_t, t, c)\big\rVert_2^2}_{\text{regular pairs } (x, c) \text{ as before}}
+# \begin{gathered}
+# \underbrace{\mathbb{E}\,\big\lVert \epsilon - \epsilon_\theta(\tilde x_{i,t}, t, y^\star_i)\big\rVert_2^2}_{\text{the trigger paints something else}} \\
+# {} + \underbrace{\mathbb{E}\,\big\lVert \epsilon - \epsilon_\theta(x_t, t, c)\big\rVert_2^2}_{\text{regular pairs } (x, c) \text{ as before}}
+# \end{gathered}
 # ```
 #
 # in *all* weights $\theta$ of the denoising network. After some steps the triggers are stale, and new ones are searched: from the prompt, from

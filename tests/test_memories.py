@@ -4,6 +4,7 @@ import dataclasses
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import WORDS, write_benchmark
@@ -208,3 +209,21 @@ def test_a_planted_memory_needs_the_model_it_was_planted_in(tiny_model):
 def test_kinds_of_memories_have_a_row_each(study, pair):
     table = embeddings.ways([pair[0], dataclasses.replace(pair[1], kind=PLANTED)])
     assert table.index.get_level_values("memory").tolist() == [ORDINARY, PLANTED]
+
+
+def test_what_is_said_of_the_copies_looks_at_the_intervals():
+    rows = {
+        "rises": [(1, "a", 0.1, 0.0, 0.2, 6), (16, "a", 0.5, 0.1, 0.9, 6), (128, "a", 0.9, 0.8, 1.0, 6)],
+        "falls": [(1, "b", 0.9, 0.8, 1.0, 6), (128, "b", 0.1, 0.0, 0.2, 6)],
+        "neither, clearly": [(1, "c", 0.5, 0.3, 0.7, 6), (128, "c", 0.6, 0.4, 0.8, 6)],
+    }
+    alone = [(1, "d", 0.5, np.nan, np.nan, 2), (128, "d", 0.9, 0.8, 1.0, 6)]
+    columns = ["copies", "diagnostic", *levels.FIGURE]
+    found = pd.DataFrame([row for some in rows.values() for row in some] + alone, columns=columns)
+    said = levels.dose_said(found)
+    assert said.startswith(
+        "**rises**: *a*, 0.10 [0.00, 0.20] to 0.90 [0.80, 1.00] (1 to 128 copies). **falls**: *b*"
+    )
+    assert "**neither, clearly**: *c*" in said
+    assert "*d*" not in said  # known with an interval for one number of copies alone
+    assert levels.dose_said(found.tail(2)).startswith("Nothing is known")

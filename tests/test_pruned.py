@@ -140,7 +140,7 @@ def test_headlines_are_of_the_chosen_setting_and_of_rows_that_were_to_be_had():
     values = {name: estimate.value for name, estimate in figures.items()}
     assert values == {"mr_original": 1, "mr_wanda": 0, "mr_wanda_attack_prompt": 1, "mr_attack_heldout": 0}
     lines = pruned.rate_lines(figures, {"Wanda": picked(Wanda(0.3))})
-    assert lines.startswith("- Wanda 30 %: the prompt 0 %")
+    assert lines.startswith("- Wanda 30 %: the prompt 0.0 %")
     assert len(lines.splitlines()) == 2
 
 

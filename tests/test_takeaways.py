@@ -50,8 +50,8 @@ def test_a_search_is_evidence_as_far_as_its_controls_stay_down():
 def test_the_price_and_the_gaps_are_told_by_their_rules():
     found = {"mr_wanda": 0, "mr_wanda_attack_prompt": 15}
     dear, cheap = Estimate(0.3, 0.2, 0.4, 32), Estimate(0.01, 0.0, 0.02, 32)
-    assert "30 % [20, 40], n = 32, more than the rule allows" in pruned(loss=dear, **found)
-    assert "1 % [0, 2], n = 32." in pruned(loss=cheap, **found)
+    assert "30.0 % [20.0, 40.0], n = 32, more than the rule allows" in pruned(loss=dear, **found)
+    assert "1.0 % [0.0, 2.0], n = 32." in pruned(loss=cheap, **found)
     wide, none = rate_difference(wilson(16, 16), wilson(0, 16)), rate_difference(wilson(8, 16), wilson(8, 16))
     assert "still tells memory from writing" in pruned(gap_200=wide, **found)
     assert "the rule says no: with four free tokens" in pruned(gap_4=none, **found)
@@ -94,7 +94,7 @@ def test_without_a_trained_remedy_nothing_is_claimed_of_one():
 def test_the_long_search_and_the_twin_decide_whether_images_are_gone(long, p, words):
     figures = {"mr_aft_own_prompt": 0, "mr_aft_heldout": 0, "mr_twin_heldout": 0, "mr_aft_long": long}
     text = trained(figures, p=Estimate(p, np.nan, np.nan, 6), powers={0.5: 0.6})
-    assert all(word in text for word in [*words, "the twin, which never saw them 0 %"])
+    assert all(word in text for word in [*words, "the twin, which never saw them 0.0 %"])
     assert "nan" not in text
 
 
@@ -102,7 +102,7 @@ def test_an_adjusted_prompt_is_held_back_or_not():
     def told(after, embedding):
         return takeaways.prompt_adjusted(wilson(16, 16), wilson(after, 16), embedding)
 
-    assert told(2, wilson(16, 16)).endswith("which nothing adjusts, return 100 % [80.6, 100], n = 16.")
+    assert told(2, wilson(16, 16)).endswith("which nothing adjusts, return 100.0 % [80.6, 100.0], n = 16.")
     assert told(2, wilson(0, 0)).startswith("The adjustment holds the prompts back")
     assert "does not clearly hold" in told(15, wilson(0, 0))
     assert "handed in" not in told(15, wilson(0, 0))
@@ -122,5 +122,5 @@ def test_price_and_collateral_are_told_by_rule_and_by_interval():
     silent = rates(aft_prompt=0, trained_prompt=16, aft_search=4)
     text = trained(own, spared=silent)
     assert "silences more than it was told to" in text
-    assert "a search from them, after the training, 25 %" in text
+    assert "a search from them, after the training, 25.0 %" in text
     assert "not clearly touched" in trained(own, spared=rates(aft_prompt=15, trained_prompt=16))

@@ -27,6 +27,7 @@ from dori.experiments.locality_transfer import SAME
 from dori.experiments.locality_transfer import rates as transfer_rates
 from dori.experiments.locality_weights import indices, label
 from dori.experiments.memories import ORDINARY, PLANTED, Memory, searched, sizes
+from dori.experiments.takeaways import TITLE
 from dori.experiments.triggers import trigger_rate
 from dori.hooks import layer_label
 from dori.locality.weights import ALL
@@ -41,6 +42,7 @@ LEVELS = (
     "transfer (Wanda)",
     "one block at a time",
 )
+FIGURE = ["value", "low", "high", "n"]
 LEAST = 0.2  # of the rules: by how much planted memories have to be more local than ordinary ones
 NAMES = ("embeddings", "activations", "nemo", "wanda", "transfer", "blocks")  # of the levels in headlines
 
@@ -128,7 +130,7 @@ def indices_reported(table: pd.DataFrame) -> dict[str, Estimate]:
 
 def conclusion(table: pd.DataFrame) -> str:
     """What to take away, in Markdown: a sentence for each level."""
-    lines = ["**What to take away**", ""]
+    lines = [TITLE, ""]
     for level in LEVELS:
         usual, planted = index(table, level), index(table, level, PLANTED)
         if np.isnan(usual.value):
@@ -205,7 +207,26 @@ def dose(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
             found["index of embeddings"] = mean_of_few(one_way(worked))
             found["index of activations"] = mean_of_few(met)
         rows += [(copies, name, *_if_three(estimate)) for name, estimate in found.items()]
-    return pd.DataFrame(rows, columns=["copies", "diagnostic", "value", "low", "high", "n"])
+    return pd.DataFrame(rows, columns=["copies", "diagnostic", *FIGURE])
+
+
+def dose_said(found: pd.DataFrame) -> str:
+    """Which diagnostics change with the copies? A sentence, from the table of `dose`.
+
+    The fewest copies for which one is known with an interval are compared with the most; it is said to change
+    where the two intervals do not touch.
+    """
+    said: dict[str, list[str]] = {}
+    for name, part in found.dropna(subset=["low"]).groupby("diagnostic", sort=False):
+        few, most = (Estimate(*part.loc[part["copies"].agg(end), FIGURE]) for end in ("idxmin", "idxmax"))
+        if part["copies"].nunique() > 1:
+            change = (
+                "falls" if most.high < few.low else "rises" if most.low > few.high else "neither, clearly"
+            )
+            span = f"{part['copies'].min()} to {part['copies'].max()} copies"
+            said.setdefault(change, []).append(f"*{name}*, {few.short} to {most.short} ({span})")
+    parts = [f"**{change}**: {'; '.join(names)}" for change, names in said.items()]
+    return ". ".join(parts) + "." if parts else "Nothing is known with an interval for two numbers of copies."
 
 
 def _if_three(figure: Estimate) -> Estimate:

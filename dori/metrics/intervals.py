@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+MINUS = "\N{MINUS SIGN}"
+
 
 class Estimate(NamedTuple):
     """A value with its 95 % interval; `n` counts the independent items behind it."""
@@ -17,12 +19,12 @@ class Estimate(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.n}"
+        return f"{fixed(self.value)} [{fixed(self.low)}, {fixed(self.high)}], n = {self.n}"
 
     @property
     def cell(self) -> str:
         """The same for tables: 0.97 [0.91, 0.99] (32)."""
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({self.n})"
+        return f"{fixed(self.value)} [{fixed(self.low)}, {fixed(self.high)}] ({self.n})"
 
     @property
     def short(self) -> str:
@@ -38,14 +40,14 @@ class Estimate(NamedTuple):
 
     @property
     def percent(self) -> str:
-        """The same for prose: 97 % [91, 99], n = 32."""
-        value, low, high = (f"{100 * v:.3g}" for v in self[:3])
+        """The same for prose: 96.9 % [84.3, 99.4], n = 32."""
+        value, low, high = (fixed(100 * v, 1) for v in self[:3])
         return f"{value} % [{low}, {high}], n = {self.n}"
 
 
 def fixed(value: float, decimals: int = 2) -> str:
-    """A number for tables; "–" for NaN."""
-    return "–" if np.isnan(value) else f"{value:z.{decimals}f}"
+    """A number for people, with a minus and not a hyphen; "–" for NaN."""
+    return "–" if np.isnan(value) else f"{value:z.{decimals}f}".replace("-", MINUS)
 
 
 def wilson(k: int, n: int) -> Estimate:
