@@ -8,9 +8,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from bookbuild.pages import WORDS
 from check_site import check_site
 
 from dori.archive import TOUCHED
+from dori.claims import load_claims
 from dori.store import Record, RunStore
 
 bs4 = pytest.importorskip("bs4", reason="beautifulsoup4 is not installed: pip install -e .[book]")
@@ -101,6 +104,14 @@ def test_results_have_every_field_of_every_figure():
     assert set(results) == executed - {"00_background"}, "a chapter that measures notes figures"
     for chapter, figures in results.items():
         assert all(set(figure) == FIELDS for figure in figures.values()), chapter
+
+
+@needs_book
+def test_every_figure_has_a_claim_or_words_and_every_word_a_figure():
+    results = json.loads((ROOT / "_build" / "results.json").read_text())
+    judged = {(claim.chapter, claim.metric) for claim in load_claims()}
+    others = {name for chapter, named in results.items() for name in named if (chapter, name) not in judged}
+    assert others == set(yaml.safe_load(WORDS.read_text(encoding="utf-8")))
 
 
 @needs_book

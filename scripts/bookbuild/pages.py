@@ -11,11 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bookbuild.claims import Verdict, chapter_number
 from bookbuild.layout import Layout
 from bookbuild.results import Figures, show
 from dori.claims import CROSSES, SIGNS, STATUSES, UNKNOWN, Claim, show_number, verdict_words
 
+WORDS = Path(__file__).with_name("figures.yml")
 MARKS = dict(zip(STATUSES, "✓✗–", strict=True))
 SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
     "seeds": "images per prompt",
@@ -163,11 +166,12 @@ def verdicts_counted(verdicts: Iterable[Verdict]) -> str:
 
 
 def figures_part(figures: Figures, verdicts: Iterable[Verdict] = ()) -> str:
-    """Every headline figure of the build, as in results.json, with the claim that it judges.
+    """Every headline figure of the build, as in results.json, with the claim that it judges or what it is.
 
     Preset and model have a column where they differ, and a sentence where they do not.
     """
     claims = {(chapter_number(v.claim.chapter), v.claim.metric): v.claim for v in verdicts}
+    words = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
     found = [(chapter, name, figure) for chapter, named in figures.items() for name, figure in named.items()]
     if not found:
         return "No chapter has noted a figure in this build.\n"
@@ -178,9 +182,10 @@ def figures_part(figures: Figures, verdicts: Iterable[Verdict] = ()) -> str:
         claim = claims.get((chapter_number(chapter), name))
         value = cell_link(chapter, figure, claim.value if claim else None)
         more = [figure.get(key) or "–" for key in differ]
-        rows.append([chapter_link(chapter), f"`{name}`", value, claim.claim if claim else "", *more])
+        means = claim.claim if claim else words.get(name, "")
+        rows.append([chapter_link(chapter), f"`{name}`", value, means, *more])
     same = ", ".join(f"{key} `{min(values)}`" for key, values in kinds.items() if key not in differ)
-    header = ("Chapter", "Name", "Value [95 % interval]", "The claim it judges", *map(str.capitalize, differ))
+    header = ("Chapter", "Name", "Value [95 % interval]", "The claim it judges, or what it is", *map(str.capitalize, differ))
     return (f"All with {same}.\n\n" if same else "") + table(header, rows)
 
 
