@@ -332,7 +332,9 @@ def test_a_headline_figure_stands_beside_the_claim_that_it_judges(tmp_path):
     assert text.startswith("All with preset `quick`, model `m`.\n\n| Chapter | Name |")
     assert f"| `{asked.claim.metric}` | 0.97 [0.90, 1.00], n = 32 | {asked.claim.claim} |" in text
     assert "| `other` | 0.97 [0.90, 1.00], n = 32 |  |" in text
-    assert "| 0.97 [0.90, 1.00], n = 32 | Median best" in pages.figures_part({"01_first": {"score_top": figure}})
+    assert "| 0.97 [0.90, 1.00], n = 32 | Median best" in pages.figures_part(
+        {"01_first": {"score_top": figure}}
+    )
     two = pages.figures_part(one | {"02_second": {"x": figure | {"preset": "full"}}})
     assert two.startswith("All with model `m`.")
     assert "| full |" in two

@@ -185,7 +185,13 @@ def figures_part(figures: Figures, verdicts: Iterable[Verdict] = ()) -> str:
         means = claim.claim if claim else words.get(name, "")
         rows.append([chapter_link(chapter), f"`{name}`", value, means, *more])
     same = ", ".join(f"{key} `{min(values)}`" for key, values in kinds.items() if key not in differ)
-    header = ("Chapter", "Name", "Value [95 % interval]", "The claim it judges, or what it is", *map(str.capitalize, differ))
+    header = (
+        "Chapter",
+        "Name",
+        "Value [95 % interval]",
+        "The claim it judges, or what it is",
+        *map(str.capitalize, differ),
+    )
     return (f"All with {same}.\n\n" if same else "") + table(header, rows)
 
 
