@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from dori.errors import DoriError
+from dori.metrics.intervals import fixed
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 PRESET_ORDER = ("smoke", "quick", "full", "paper")
@@ -141,7 +142,7 @@ def show_figure(figure: Mapping[str, Any], rule: float | None = None) -> tuple[s
         decimals = 4 if any(0 < abs(number) < 0.005 for number in numbers) else 2
         while decimals < 4 and any(round(number, decimals) == rule != number for number in numbers):
             decimals += 1
-        shown = [f"{number:z.{decimals}f}" for number in numbers]
+        shown = [fixed(number, decimals) for number in numbers]
     return shown[0], f"[{shown[1]}, {shown[2]}]"
 
 
@@ -152,8 +153,8 @@ def show_number(value: float | int | bool | str | None) -> str:
     if isinstance(value, bool | str):
         return str(value)
     if isinstance(value, int) or float(value).is_integer():
-        return str(int(value)) if abs(value) >= 2 else f"{value:.2f}"
-    return f"{value:.2f}" if 0.005 <= abs(value) < 100 else f"{value:.3g}"
+        return str(int(value)) if abs(value) >= 2 else fixed(value)
+    return fixed(value) if 0.005 <= abs(value) < 100 else f"{value:.3g}"
 
 
 def _claim(row: Mapping[str, Any], where: str) -> Claim:
