@@ -310,7 +310,9 @@ def benchmark(
 
 @app.command()
 def status(
-    run: Annotated[Path, typer.Argument(help="the `--out` of an evaluation, an attack or a mitigation")],
+    run: Annotated[
+        Path, typer.Argument(help="the `--out` of an evaluation, an attack, a mitigation or a locality run")
+    ],
 ) -> None:
     """Say how far a run is: items done of items asked for, rows left out, last write, versions, machine."""
     from dori.status import read_status

@@ -51,7 +51,7 @@ class Preset:
     guidance: tuple[float, ...]  #: guidance scales of the sweep
     step_counts: tuple[int, ...]  #: DDIM steps of the sweep
     detection_regular: int | None  #: regular prompts a detector must leave alone
-    attacked: int | None  #: images of each sort that a search starts on
+    attacked: int | None  #: images of each sort for the search of chapter 1 and of the commands
 
     def pick(self, prompts: Benchmark) -> Benchmark:
         """The first prompts of each number of copies and of each other kind, in the order of the file."""
@@ -181,7 +181,7 @@ def open_study(
     """Load what a chapter needs from the parameters of its notebook. Cheap checks come before the weights.
 
     `dtype`: precision of the weights; each has records of its own. `records`: "none", or where measurements
-    come from that need not be made again: "shipped" (data/records) or a directory; one in 25 of them
+    come from that need not be made again: "shipped" (data/records) or a directory; a share of them
     (`REPEATED`) is made again all the same.
     """
     size = find_preset(preset)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dori.images import to_uint8
+from dori.metrics.intervals import fixed
 from dori.plots import trigger_card
 
 
@@ -120,7 +121,7 @@ def _stage_html(entry: Mapping, first: str, stage: str, threshold: float) -> str
     """Training image and one stage side by side, each with its name, the second with score and verdict."""
     score = entry["scores"][stage]
     verdict = "a copy" if score > threshold else "no copy"
-    told = f"copy score {score:.2f}: {verdict}"
+    told = f"copy score {fixed(score)}: {verdict}"
     frame = " dori-copy" if score > threshold else ""
     shown = [
         (first, f"Training image of the prompt “{entry['prompt']}”.", "&nbsp;", ""),

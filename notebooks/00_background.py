@@ -18,7 +18,7 @@
 #
 # This page is for readers who have trained a network in PyTorch and have not yet looked inside a text-to-image model. It builds up what the study
 # needs, and no more: how noise becomes a picture, how a prompt gets into it, and how one tells a copy from a likeness. Every picture below
-# was drawn while this page was built, by the bundled model, in the seconds a laptop takes for it. Symbols are collected in {ref}`notation`.
+# was made while this page was built, in the seconds a laptop takes for it: painted by the testbed's program, or drawn by the bundled model. Symbols are collected in {ref}`notation`.
 
 # %% [markdown]
 # ## Parameters

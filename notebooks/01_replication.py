@@ -235,7 +235,7 @@ Markdown(f"Template prompts: MR {mr_template.percent} against their own image. O
 # ## The twin
 #
 # A model might hit an image without having stored it, for instance because the image is what any model would paint for that prompt.
-# The {term}`twin` answers this. It has the same architecture, data, seed and schedule, and was trained without the repeated pairs. We
+# The {term}`twin` answers this. It has the same architecture, seed and schedule and the same other data, and was trained without the repeated pairs. We
 # give it the same prompts and the same noise.
 
 # %%
@@ -312,7 +312,8 @@ Markdown("Attributes read correctly: " + "; ".join(f"{source} images {right.perc
 # :label: eq-wen
 # \begin{gathered}
 # m(y) = \frac{1}{S}\sum_{s=1}^{S} \big\lVert \Delta_\theta(x^{(s)}_{T}, y) \big\rVert_2 , \\
-# \Delta_\theta(x, y) = \epsilon_\theta(x, T, y) - \epsilon_\theta(x, T, \varnothing) ,
+# \Delta_\theta(x, y) = \epsilon_\theta(x, T, y) \\
+# {} - \epsilon_\theta(x, T, \varnothing) ,
 # \end{gathered}
 # ```
 #
@@ -327,8 +328,8 @@ detectors = {"one noise": chapter.detector_scores(magnitude, 1), "all noises": c
 plots.strip_by_copies(detectors["all noises"], label="magnitude at the first step")
 
 # %% [markdown]
-# **On the bundled model, as shipped:** only the prompts with the most copies, and the templates, stand clear of the regular ones. Those with half
-# as many copies are replicated as reliably and pull no harder than regular prompts.
+# **On the bundled model, as shipped:** the templates stand nearly clear of the regular prompts. Those with the most copies pull harder on the whole, but
+# most of them lie where regular ones lie, too. Verbatim ones with half as many copies are replicated as reliably and pull no harder than regular prompts.
 #
 # A detector is of use if it raises few false alarms: memorized prompts are rare. Hence the axis of false alarms is logarithmic in
 # {numref}`fig-roc`, and beside the area under the curve we give the share found while one regular prompt in a hundred is flagged. What

@@ -152,7 +152,7 @@ layers = cuts.layers(off)
 totals = layers.groupby(["setting", "id"], sort=False)["units"].sum()
 totals.groupby("setting", sort=False).agg(["median", "min", "max"]).astype(int)
 
-# %% mystnb={"figure": {"name": "fig-layers", "caption": "Share of each layer's units that is switched off, one dot for each test prompt; bars are means."}, "image": {"alt": "One panel for each pruning: bars over the layers of the network for the share of units switched off, with a dot for each prompt.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-layers", "caption": "Share of each layer's units that is switched off, one dot for each test prompt that it was made for; bars are means."}, "image": {"alt": "One panel for each pruning: bars over the layers of the network for the share of units switched off, with a dot for each prompt.", "width": "100%"}} tags=["hide-input"]
 plots.units_per_layer(layers)
 
 # %% [markdown]
@@ -337,7 +337,8 @@ Markdown(f"Successful searches from the prompt under pruning: median distance fr
 
 # %% [markdown]
 # **On the bundled model, as shipped:** the expectation fails. Up to 200 steps the searches for memorized images go further from their start than those
-# on the twin and on held-out images, which find nothing. How far a search went does not tell finding from writing here; the controls do.
+# on the twin and on held-out images, which find nothing. By the angle they soon
+# turn less than those on the twin, and later less than those on held-out images: they lengthen the embedding more than they turn it. How far a search went does not tell finding from writing here; the controls do.
 
 # %% [markdown]
 # ### How much room does it need?

@@ -86,7 +86,7 @@ found.success(ordinary, found.on_twin(study)).round(2)
 # %% tags=["hide-input"]
 for name, estimate in found.success_rates(ordinary, found.on_twin(study)).items():
     study.headline(name, estimate)
-Markdown("The rows of the twin are the check that the searches find memories and do not write images: it never saw these images.")
+Markdown("The twin's row is the check that the searches find memories and do not write images: it never saw these images.")
 
 # %% [markdown]
 # ### Memories that are in one place
@@ -151,9 +151,9 @@ Markdown(f"The same ratio for the planted memories: **{study.headline('planted_s
 # ### A map
 #
 # Two maps of the same points. t-SNE {cite:p}`vandermaaten2008tsne` makes neighbourhoods visible and can make clusters where there are none. PCA is a mere
-# projection and cannot; but it shows little of the variance. Lines join a start with the trigger found from it.
+# projection and cannot; but it shows little of the variance. In the map by PCA lines join a start with the trigger found from it.
 
-# %% mystnb={"figure": {"name": "fig-map", "caption": "Starts, triggers and prompts in the plane. In the map by t-SNE, a start lies under the trigger that was found from it."}, "image": {"alt": "Two scatter plots of embeddings, by PCA and by t-SNE: hollow circles are random starts, filled circles of the same colour the triggers found from them, grey marks regular and memorized prompts.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-map", "caption": "Starts, triggers and prompts in the plane. In the map by t-SNE, a start lies under the trigger that was found from it."}, "image": {"alt": "Two scatter plots of embeddings, by PCA and by t-SNE: hollow circles (by PCA) are random starts, filled circles of the same colour the triggers found from them, grey marks regular and memorized prompts.", "width": "100%"}} tags=["hide-input"]
 plots.embedding_map(embeddings.maps(ordinary))
 
 # %% tags=["hide-input"]
@@ -183,7 +183,7 @@ embeddings.carried_rates(embeddings.carried_over(memories)).round(2)
 # the length of the vector stays what it is for random numbers. Does the image stay? If so, the triggers are one large region that the searches enter at
 # different points, and "many triggers" is a matter of speech. If not, they are islands.
 
-# %% mystnb={"figure": {"name": "fig-paths", "caption": "Copy score on the way from one trigger to another of the same image: thin lines are pairs, thick ones medians."}, "image": {"alt": "Two panels, straight and spherical path: copy score against the share of the way, a thin line for each pair of triggers, thick lines for the medians of ordinary and planted memories, a dashed line at the threshold.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-paths", "caption": "Copy score on the way from one trigger to another of the same image: thin lines are pairs, thick ones medians. Scored is one image for each point, so that an end may lie below the threshold which another image of it exceeds."}, "image": {"alt": "Two panels, straight and spherical path: copy score against the share of the way, a thin line for each pair of triggers, thick lines for the medians of ordinary and planted memories, a dashed line at the threshold.", "width": "100%"}} tags=["hide-input"]
 walked = embeddings.paths(memories)
 plots.path_scores(walked, threshold=study.descriptor.threshold)
 
@@ -218,7 +218,7 @@ Markdown(f"Distance of two triggers of one image over that of two different memo
 
 # %% [markdown]
 # **On the bundled model, as shipped:** the median over layers, which the claim's rule asks for, describes hardly any layer. It falls between two groups: at
-# the value layers, which read the embedding itself, triggers of one image are far further apart than two prompts; at most feed-forward layers, which
+# the value layers, which read the embedding itself, triggers of one image are far further apart than two memorized prompts; at most feed-forward layers, which
 # pass the image on, they are nearer.
 
 # %% [markdown]
@@ -331,7 +331,8 @@ levels.gap_table(gaps)
 
 # %% [markdown]
 # How to read it. A level at which the planted memories stand far to the right of the ordinary ones can tell where a memory is, and what it says about the ordinary
-# ones counts. A level at which they do not is *blind*: whatever it says about ordinary memories, it would say the same if they were in one block. The rule looks
+# ones counts. A level at which they do not is *blind*: whatever it says about ordinary memories, it would say the same if they were in one block. One at which they
+# stand clearly to the left points the wrong way. The rule looks
 # at the value alone. For the sentence below, the interval has to be above 0 too: the weights' index divides by the distance of a ceiling from chance, and at
 # this preset a ceiling is a single pair of sets for each image, so the index swings widely and even leaves the range from 0 to 1.
 
@@ -374,7 +375,7 @@ Markdown(levels.dose_said(dose))
 shown = cards.cards(ordinary)
 widgets.trigger_picker(shown, threshold=study.descriptor.threshold, limits=cards.limits(shown))
 
-# %% mystnb={"figure": {"name": "fig-card", "caption": "The first trigger of the first image: training image, two images painted from the trigger, and below how strongly each value layer is driven and how many weights Wanda takes."}, "image": {"alt": "Training image, images painted from a trigger with their copy scores, and two rows of bars: activation of each value layer and units taken in each layer.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-card", "caption": "The first trigger of the first image: training image, two images painted from the trigger, and below how strongly each value layer is driven and how many weights Wanda takes."}, "image": {"alt": "Training image, images painted from a trigger with their copy scores, and two charts of bars: activation of each value layer and units taken in each layer.", "width": "100%"}} tags=["hide-input"]
 plots.first_card(shown, threshold=study.descriptor.threshold, limits=cards.limits(shown))
 
 # %% [markdown]

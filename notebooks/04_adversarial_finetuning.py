@@ -83,7 +83,7 @@ erasure.surrogate_table(erased, found).round(2)
 # %% [markdown]
 # ## Who defends, who attacks
 #
-# Beside it stand three trainings that others proposed: ESD teaches the model to do the opposite of what a caption asks
+# Beside adversarial fine-tuning stand three trainings that others proposed: ESD teaches the model to do the opposite of what a caption asks
 # {cite:p}`gandikota2023erasing`; concept ablation teaches it to read the caption as another one {cite:p}`kumari2023ablating`; SISS weighs a
 # gradient that unlearns an image against one that keeps others {cite:p}`alberti2025siss`. The model as trained, the pruned one and the
 # {term}`twin` mark the ends of the scale.
@@ -104,7 +104,7 @@ erasure.costs(study).round(1)
 # the bundled model; they come with the book. None of the images that are erased in this chapter had a part in them. The settings have the
 # names that `dori mitigate --set` takes: of adversarial fine-tuning, `at_once` are the images of a round, `steps` its training steps, `search.steps` the looks of its search that
 # serve as triggers, `starts` the searches of an image in a round, `retain` the regular pairs of a step, out of as many as `pairs`, `inits` where searches start (else at all three), and `ema` the decay of an average
-# of the weights. Rates have their 95 % interval and, in brackets, the number of images. Chosen are the settings that
+# of the weights. *DoRI* stands for the rates of searches from the prompt and from random numbers. Rates have their 95 % interval and, in brackets, the number of images; alignment is of fewer regular prompts than further down. Chosen are the settings that
 # `dori testbed cure` trains with.
 
 # %% tags=["hide-input"]
@@ -137,11 +137,11 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # that is as light as the twin's, under every attacker, did what was asked, as far as these attackers can say.
 #
 # **On the bundled model, as shipped, at preset `quick`:** no row but the twin's is. (The end of the chapter says what your run found.) Pruning,
-# ESD and the adapters hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning is far above them, as the
+# ESD and the adapters hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning is far better than they are, as the
 # paper says: most short searches find nothing. But some images return, most of them from random numbers,
 # and ten times the steps bring back nearly all that were asked for. On the twin the same long search brings back none, so it is not the search
-# that writes them: what it finds was still there. SISS lies in between, at a higher price ({numref}`fig-utility-trained`);
-# concept ablation is close to adversarial fine-tuning. After a little relearning on unrelated pairs, a search finds some images under every
+# that writes them: what it finds was still there. Concept ablation and SISS come after it, in an order that depends on the attacker;
+# SISS has the higher price ({numref}`fig-utility-trained`). After a little relearning on unrelated pairs, a search finds some images under every
 # training, and none on the twin.
 #
 # Two causes are likely. The settings were chosen under a limit on the alignment they may cost. A stronger setting let
@@ -242,7 +242,7 @@ Markdown("Share of alignment lost by adversarial fine-tuning: "
 #
 # The trainings were told of one half of the images with the most copies. The table asks for the *other* half, by its prompts and by searches
 # from them; how well regular captions are followed that describe what the erased images show; and how many erased prompts now paint one
-# of their {term}`surrogates <surrogate>`, by the same threshold: these were put in place of the images, a few for each.
+# of their {term}`surrogates <surrogate>`, by the same threshold: these were put in place of the images, the same few for each throughout.
 
 # %%
 others = collateral.spared_table(study, some)

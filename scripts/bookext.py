@@ -2,7 +2,8 @@
 
 Jupyter Book always loads sphinx-thebe, which puts the address of a CDN into every page; these pages ask no
 other server for anything. An executed cell gets the id `cell-N`, N being the number Jupyter shows. Two things
-in the HTML of others stand in the way of screen readers. And docstrings, which are plain text with `code` in
+in the HTML of others stand in the way of screen readers. Numbers are set as in print wherever they come from,
+with a minus and not torn from their sign or unit. And docstrings, which are plain text with `code` in
 backticks, are made safe for reStructuredText; what Python itself says of fields is left out or made readable;
 what stands in backticks and has an entry in the reference becomes a link to it.
 """
@@ -21,11 +22,21 @@ MENDED = {  # HTML -> what is put in its place
     '<div role="list" class="citation-list">': '<div class="citation-list">',  # its entries are no listitems
 }
 
-WIDE = 3  # columns
+WIDE, UNTORN = 3, 14  # columns; letters of a cell that has one line
 TABLE = re.compile(
     r'<table (?:border="\d+" )?class="((?:dataframe )?table)">(\s*<thead>.*?</thead>)(.*?)</table>', re.DOTALL
 )
 SHORT = re.compile(r'<span class="pre">([^<]{1,24})</span>')  # words in code that fit a line of a phone
+WORDLESS = re.compile(  # tags, and what is code, data or formula
+    r'(<(pre|code|script|style)\b.*?</\2>|<(span|div) class="math.*?</\3>|<[^>]*>)', re.DOTALL
+)
+SET = {  # text -> as it is printed
+    r"(?<=\d) %": "\N{NO-BREAK SPACE}%",
+    r"\bn = (?=\d)": "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}",
+    r"(?<=[≥≤=<>]) (?=[\d−-])|(?<=&[lg]t;) (?=[\d−-])": "\N{NO-BREAK SPACE}",
+    r"(?<![\w.–-])-(?=\d)": "\N{MINUS SIGN}",
+}
+COUNT = re.compile(r"(?<=<td>)\d{4,}(?=</td>)")
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>(?:(?!</?d[dl]>).)*</dd>\s*)+)</dl>", re.DOTALL)
 
 
@@ -46,10 +57,26 @@ def _mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], d
     body = context["body"]
     for wrong, right in MENDED.items():
         body = body.replace(wrong, right)
+    body = COUNT.sub(lambda found: f"{int(found[0]):,}", printed(body))
     body = TABLE.sub(_with_labels, SHORT.sub(r'<span class="pre short">\1</span>', body))
     if pagename.startswith("api/"):
         body = PARAMETERS.sub(_as_lines, re.sub(r"(?<=<h2>)dori[\w.]*", _divided, body))
     context["body"] = body
+
+
+def printed(body: str) -> str:
+    """HTML whose numbers are set as in `SET`, but in code and formulas."""
+    parts, at = [], 0
+    for found in WORDLESS.finditer(body):
+        parts += [_set(body[at : found.start()]), found[0]]
+        at = found.end()
+    return "".join([*parts, _set(body[at:])])
+
+
+def _set(text: str) -> str:
+    for plain, right in SET.items():
+        text = re.sub(plain, right, text)
+    return text
 
 
 def _with_labels(found: re.Match[str]) -> str:
@@ -67,6 +94,7 @@ def _with_labels(found: re.Match[str]) -> str:
 
 def _labelled(row: str, names: list[str]) -> str:
     following = iter(names)
+    row = re.sub(rf"<t([dh])>(?=[^<]{{1,{UNTORN}}}</t)", r'<t\1 class="untorn">', row)
     return re.sub(r"<td(?=[ >])", lambda _: f'<td data-label="{next(following)}"', row)
 
 

@@ -309,7 +309,7 @@ def test_the_page_says_how_much_was_read_and_how_much_was_made():
     assert measured.origin_part(
         [*records, {"chapter": "02", "measured": one | {"again": 8, "agree": 8}}]
     ) == (
-        "Of 196 measurements, 92 % were read from records that come with the book; 12 more that come with it "
+        "Of 196 measurements, 180 were read from records that come with the book; 12 that come with it, too, "
         "were made again as a check, and 11 of these agree; 4 are new.\n"
     )
     assert measured.origin_part([]).startswith("No chapter")

@@ -49,6 +49,18 @@ def link_of(page: str, name: str) -> str | None:
     return found and found[1]
 
 
+def test_numbers_are_set_as_in_print_but_in_code_and_formulas():
+    text = "<p>12 % [-3, 4], n = 8, ≥ 0.5 &lt; -1, mem-128-01, 1e-05, 2026-11-24, &gt; 500</p>"
+    told = "<p>12~% [−3, 4], n~=~8, ≥~0.5 &lt;~−1, mem-128-01, 1e-05, 2026-11-24, &gt;~500</p>"
+    assert bookext.printed(text) == told.replace("~", "\N{NO-BREAK SPACE}")
+    kept = (
+        '<a title="n = 8">x</a><pre><span>-1 n = 8</span> 3 % 2</pre><code>-1</code>'
+        '<span class="math notranslate">\\(n = 8\\)</span><script>{"a": -1, "n = 8": 1}</script>'
+    )
+    assert bookext.printed(kept) == kept
+    assert bookext.COUNT.sub("x", "<td>12345</td><td>mem 12345</td>") == "<td>x</td><td>mem 12345</td>"
+
+
 def test_names_lead_to_their_entries(page):
     assert link_of(page, "units.Units") == "#dori.mitigation.units.Units"
     assert link_of(page, "dori.mitigation.units.Units") == "#dori.mitigation.units.Units"

@@ -90,6 +90,7 @@ def test_the_conclusion_says_of_each_level_whether_it_is_blind():
 
     assert "less local than that" in first([0.7, 0.8, 0.9])
     assert "blind" in first([0.1, 0.2, 0.4])
+    assert "points the wrong way" in first([-0.9, -0.8, -0.7])
     assert "blind" in first([-1.0, 0.5, 2.0]), "far apart, but an interval that reaches 0 settles nothing"
 
 
@@ -152,7 +153,7 @@ def test_what_disagrees_with_the_paper_is_listed_with_its_figure():
     figure = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3, "preset": "quick"}
     told = reasons.against_paper({"spread_ratio": figure, "activation_ratio": figure | {"value": 0.9}})
     assert told.count("“") == 1
-    assert "(0.50, rule >= 1)" in told
+    assert "(0.50, rule ≥ 1)" in told
     assert "none of its claims" in reasons.against_paper({"spread_ratio": figure | {"value": 2.0}})
 
 

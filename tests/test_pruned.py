@@ -200,7 +200,7 @@ def test_utility_has_each_pruning_and_all_cuts_at_once(study):
     shown = cuts.utility_shown(table)
     assert shown.columns.tolist() == [
         "n",
-        "likeness within a prompt",
+        "copy score within a prompt",
     ]  # what a CLIP would be needed for is left out
     assert shown.index.tolist() == table["label"].tolist()
     assert pd.isna(cuts.alignment_lost(table, chosen["NeMo"]).value)  # no CLIP knows these images

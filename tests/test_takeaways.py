@@ -32,7 +32,10 @@ def pruned(loss=NOTHING, gap_200=NOTHING, gap_4=NOTHING, **k):
         ({"mr_wanda": 0, "mr_wanda_attack_prompt": 15}, "hides the images and does not remove them"),
         ({"mr_wanda": 0, "mr_wanda_attack_prompt": 4}, "what comes back was still there"),
         ({"mr_wanda": 0, "mr_wanda_attack_prompt": 0}, "finds nothing"),
-        ({"mr_wanda": 9, "mr_wanda_attack_prompt": 16}, "leaves too many prompts working (56.2 %"),
+        (
+            {"mr_wanda": 9, "mr_wanda_attack_prompt": 16},
+            "leaves more prompts working than the rule allows (56.2 %",
+        ),
         ({"mr_wanda": 0}, "no search was made"),
     ],
 )

@@ -57,9 +57,9 @@ ABLATIONS = TRIALS.with_name("curing_ablations.csv")
 RATES = ("mr_prompt", "mr_dori_prompt", "mr_dori_random")
 TRIAL_COLUMNS = {
     "defence": "training",
-    "mr_prompt": "MR of the prompts",
-    "mr_dori_prompt": "DoRI from the prompt",
-    "mr_dori_random": "DoRI from random numbers",
+    "mr_prompt": "MR, prompt",
+    "mr_dori_prompt": "DoRI, prompt",
+    "mr_dori_random": "DoRI, random",
     "alignment_lost": "alignment lost",
     "fid_change": "change of FID",
     "left_out": "left out",

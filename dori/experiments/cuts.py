@@ -25,8 +25,8 @@ MEASURES = {  # column of `utility`: what it is called, and its decimals
     "alignment": ("alignment", 3),
     "alignment_change": ("its change (share)", 3),
     "fid": ("FID", 3),
-    "kid": ("KID x 1000", 2),
-    "diversity": ("likeness within a prompt", 2),
+    "kid": ("KID × 1000", 2),
+    "diversity": ("copy score within a prompt", 2),
 }
 
 

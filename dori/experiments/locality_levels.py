@@ -112,15 +112,15 @@ def tells(gap: Estimate) -> bool:
 
 
 def sighted(found: dict[str, Estimate]) -> str:
-    """Which levels tell a planted memory from an ordinary one (`tells`), as a sentence."""
+    """Which levels tell a planted memory from an ordinary one (`tells`), or call it the less local one."""
     known = {level: f for level, f in zip(LEVELS, found.values(), strict=True) if not np.isnan(f.value)}
     if not known:
         return "Without planted memories it cannot be said which levels are blind."
     good = [level for level, f in known.items() if tells(f)]
-    blind = [level for level in known if level not in good]
-    parts = [f"**{words}**: {', '.join(some) if some else 'none'}" for words, some in
-             (("Levels that tell the two apart", good), ("blind levels", blind))]  # fmt: skip
-    return "; ".join(parts) + "."
+    wrong = [level for level, f in known.items() if f.high < 0]
+    blind = [level for level in known if level not in good + wrong]
+    sorts = {"Levels that tell the two apart": good, "that point the wrong way": wrong, "blind ones": blind}
+    return "; ".join(f"**{words}**: {', '.join(some) or 'none'}" for words, some in sorts.items()) + "."
 
 
 def indices_reported(table: pd.DataFrame) -> dict[str, Estimate]:
@@ -141,6 +141,11 @@ def conclusion(table: pd.DataFrame) -> str:
             words = (
                 f"tells a memory in one block ({planted.short}) from ordinary ones ({usual.short}), so "
                 "the ordinary ones are less local than that."
+            )
+        elif gap(table, level).high < 0:
+            words = (
+                f"points the wrong way. By it memories in one block ({planted.short}) are less local than "
+                f"ordinary ones ({usual.short})."
             )
         else:
             words = (
@@ -211,22 +216,18 @@ def dose(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
 
 
 def dose_said(found: pd.DataFrame) -> str:
-    """Which diagnostics change with the copies? A sentence, from the table of `dose`.
+    """How the diagnostics change from the fewest copies to the most, as a sentence, from the table of `dose`.
 
-    The fewest copies for which one is known with an interval are compared with the most; it is said to change
-    where the two intervals do not touch.
+    A change is certain where both have an interval and these do not touch.
     """
-    said: dict[str, list[str]] = {}
-    for name, part in found.dropna(subset=["low"]).groupby("diagnostic", sort=False):
+    parts = []
+    for name, part in found.dropna(subset=["value"]).groupby("diagnostic", sort=False):
         few, most = (Estimate(*part.loc[part["copies"].agg(end), FIGURE]) for end in ("idxmin", "idxmax"))
+        apart = most.high < few.low or few.high < most.low  # False where one has no interval
+        span = f"{part['copies'].min()} to {part['copies'].max()} copies"
         if part["copies"].nunique() > 1:
-            change = (
-                "falls" if most.high < few.low else "rises" if most.low > few.high else "neither, clearly"
-            )
-            span = f"{part['copies'].min()} to {part['copies'].max()} copies"
-            said.setdefault(change, []).append(f"*{name}*, {few.short} to {most.short} ({span})")
-    parts = [f"**{change}**: {'; '.join(names)}" for change, names in said.items()]
-    return ". ".join(parts) + "." if parts else "Nothing is known with an interval for two numbers of copies."
+            parts.append(f"*{name}* {few.short} to {most.short} ({span}{'' if apart else '; not certain'})")
+    return "From the fewest copies to the most: " + "; ".join(parts) + "." if parts else ""
 
 
 def _if_three(figure: Estimate) -> Estimate:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dori.claims import FAILS, holds, judge, load_claims, show_number
+from dori.claims import FAILS, SIGNS, holds, judge, load_claims, show_number
 from dori.experiments.locality_embeddings import spread_ratio
 from dori.experiments.locality_levels import LEAST, LEVELS, index, tells
 from dori.experiments.locality_transfer import OTHER, SAME
@@ -49,7 +49,7 @@ def against_paper(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """The paper's claims about this chapter that do not replicate, with the figure here."""
     failed = [
         f"“{claim.claim.rstrip('.')}” ({show_number(figures[claim.metric]['value'])}, rule "
-        f"{claim.op} {claim.value:g})"
+        f"{SIGNS.get(claim.op, claim.op)} {claim.value:g})"
         for claim in load_claims()
         if claim.chapter.startswith("03") and claim.of_paper
         and judge(claim, figures.get(claim.metric)) == FAILS
@@ -71,7 +71,7 @@ def seen(gaps: Mapping[str, Estimate]) -> str:
         return words + (f" ({', '.join(good)})." if good else ".")
     return (
         f"{words}, *{ADDED}*, which was added when others had been found blind. The levels that compare what "
-        "triggers have in common notice nothing; the one that takes something away does. A likely reason: "
+        "triggers have in common do not; the one that takes something away does. A likely reason: "
         "triggers share what they paint, wherever the memory is, and a free embedding differs in much that "
         "no block needs."
     )

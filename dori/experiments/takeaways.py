@@ -50,7 +50,11 @@ def pruning(
 def _method(name: str, choice: Choice, figures: Figures, loss: Estimate | None) -> str:
     prompt, found = figures[f"mr_{name}"], figures.get(f"mr_{name}_attack_prompt")
     if not holds(f"{name}_silences", prompt.value):
-        text = f"leaves too many prompts working ({prompt.percent}): what a search finds beyond says little."
+        text = f"leaves more prompts working than the rule allows ({prompt.percent})"
+        if found is None or found.low <= prompt.high:
+            text += ": what a search finds beyond says little."
+        else:
+            text += f", and a search from the prompt brings back far more ({found.percent})."
     elif found is None:
         text = f"silences the prompts ({prompt.percent}); no search was made."
     elif holds(f"{name}_broken", found.value):
@@ -180,7 +184,8 @@ def prompt_adjusted(before: Estimate, after: Estimate, embedding: Estimate) -> s
     if after.high < before.low:
         text = f"The adjustment holds the prompts back ({rates})."
     else:
-        text = f"The adjustment does not clearly hold prompts back ({rates})."
+        little = "does not clearly hold" if after.value < before.value else "does not hold"
+        text = f"The adjustment {little} prompts back ({rates})."
     if not embedding.n:
         return text
     return f"{text} Embeddings handed in, which nothing adjusts, return {embedding.percent}."

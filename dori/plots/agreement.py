@@ -45,7 +45,7 @@ def agreement_profile(table: pd.DataFrame) -> Figure:
             axis.axvline(len(named) - 0.5, color=INK, linewidth=0.8)
         axis.set(ylim=(-0.12, 1.05), yticks=np.linspace(0, 1, 6), ylabel="agreement (IoU)")
         axis.set_title(method, loc="left", pad=8 + 11 * len(memories))
-    axes[-1, 0].set_xlabel("layer (block.attention), in the order of a forward pass")
+    axes[-1, 0].set_xlabel("layer (block.number), in the order of a forward pass")
     figure.legend(handles=_keys(memories), loc="upper left", ncols=5, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     return figure

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from dori.metrics.intervals import fixed
 from dori.plots.style import COLOURS, INK, WIDTH, house_style, place
 
 
@@ -28,7 +29,7 @@ def image_grid(
         picture(row[0], entry["original"], original)
         row[0].set_title(f"“{entry['prompt']}”", loc="left", fontsize=9, pad=4)
         for axis, image, score in zip(row[1:], entry["images"], entry["scores"], strict=False):
-            picture(axis, image, f"{score:.2f}", frame=COLOURS["memorized"] if score > threshold else None)
+            picture(axis, image, fixed(score), frame=COLOURS["memorized"] if score > threshold else None)
     return figure
 
 
@@ -60,6 +61,7 @@ def comparison_grid(gallery: Sequence[Mapping], *, threshold: float) -> Figure:
     stages = list(gallery[0]["images"])
     rows, side, between, below = len(gallery), WIDTH / max(len(stages), 5), 0.46, 0.24  # inches
     heads = [textwrap.fill(stage, int(11 * side), break_long_words=False) for stage in stages]
+    letters = max(len(word) for head in heads for word in head.split())
     above = 0.43 + 0.17 * max(1 + head.count("\n") for head in heads)
     size = (side * len(stages), rows * (side + between) - between + above + below)
     figure, axes = plt.subplots(rows, len(stages), figsize=size, squeeze=False)
@@ -68,12 +70,13 @@ def comparison_grid(gallery: Sequence[Mapping], *, threshold: float) -> Figure:
         for axis, stage in zip(row, stages, strict=True):
             score = entry["scores"].get(stage)
             copied = score is not None and score > threshold
-            label = "" if score is None else f"{score:.2f}"
+            label = "" if score is None else fixed(score, 3 if round(score - threshold, 2) == 0 else 2)
             picture(axis, entry["images"][stage], label, frame=COLOURS["memorized"] if copied else None)
         row[0].set_title(f"“{entry['prompt']}”", loc="left", fontsize=9, pad=4)
     for axis, head in zip(axes[0], heads, strict=True):
         axis.annotate(head, (0.5, 1), xycoords="axes fraction", xytext=(0, 22), textcoords="offset points",
-                      ha="center", va="bottom", fontweight="bold")  # fmt: skip
+                      ha="center", va="bottom", fontweight="bold",
+                      fontsize=min(10, 110 * side / letters))  # fmt: skip
     return figure
 
 

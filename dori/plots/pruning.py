@@ -31,7 +31,7 @@ def movement(attacks: pd.DataFrame, *, reference: float | None = None) -> Figure
         axis.set(
             xticks=range(len(steps)),
             xticklabels=[f"{s:g}" for s in steps],
-            xlabel="attack steps (filled: image back)",
+            xlabel="steps of the search (filled: image back)",
         )
     if reference is not None:
         axes[0].axhline(reference, color=INK, linestyle="--", linewidth=1.2, label="between two prompts")
@@ -65,7 +65,7 @@ def units_per_layer(table: pd.DataFrame, *, by: str = "setting") -> Figure:
         )
         axis.set(ylabel="units off (%)", ylim=(0, None))
         layer_axis(axis, layers)
-    axes[-1, 0].set_xlabel("layer (block.attention), in the order of a forward pass")
+    axes[-1, 0].set_xlabel("layer (block.number), in the order of a forward pass")
     figure.tight_layout()
     return figure
 

@@ -15,7 +15,7 @@ from dori.plots.style import COLOURS, INK, WIDTH, colour, error_bars, house_styl
 MEASURES = {
     "alignment": "prompt alignment (CLIP)\nhigher is better",
     "fid": "CLIP FID\nlower is better",
-    "kid": "CLIP KID x 1000\nlower is better",
+    "kid": "CLIP KID × 1000\nlower is better",
     "diversity": "copy score within a prompt\nlower is more varied",
 }
 LABEL = 24  # letters of a model's name on one line

@@ -106,7 +106,9 @@ def _steps_axis(axis: Axes, ticks: Sequence[float]) -> None:
     least = min((t for t in ticks if t > 0), default=1)
     axis.set_xscale("symlog", linthresh=least, linscale=0.5)
     left = -0.1 * least if ticks[0] == 0 else 0.9 * ticks[0]
-    axis.set(xlabel="attack steps", xticks=ticks, xticklabels=[f"{t:g}" for t in ticks], xlim=(left, None))
+    axis.set(
+        xlabel="steps of the search", xticks=ticks, xticklabels=[f"{t:g}" for t in ticks], xlim=(left, None)
+    )
 
 
 def _mark_controls(axis: Axes, table: pd.DataFrame, ceiling: float) -> None:

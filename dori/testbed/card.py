@@ -11,7 +11,8 @@ from dori.hooks import layer_label
 
 _CARD = """# The testbed: model card and data card
 
-Written by `dori testbed train`; every figure below is read from the files in this folder.
+Written by `dori testbed train`; every figure below is read from the files in `data/testbed`, which its
+paths start from.
 
 ## What it is
 
@@ -41,8 +42,8 @@ losses in `training_log.csv`, hashes in `SHA256SUMS`.
 
 **Copy descriptor** (`descriptor/`, "{descriptor}"): trained as SSCD is (contrastive with an entropy term)
 on {descriptor_images:,} pictures that are in no other set. Its threshold, {threshold:.3f}, is the score
-that {fmr:.1%} of {negatives:,} pairs of *different* pictures with the *same* caption exceed. It detects
-{detected:,} of {copies:,} augmented copies ({rate:.1%}). It is not SSCD: its scores and its threshold mean
+that {fmr} of {negatives:,} pairs of *different* pictures with the *same* caption exceed. It detects
+{detected:,} of {copies:,} augmented copies ({rate}). It is not SSCD: its scores and its threshold mean
 nothing outside these pictures.
 
 **Use.** Studying memorization, pruning, attacks and unlearning; teaching. **Not for** making pictures
@@ -62,7 +63,7 @@ Diffusion in kind, not in size.
 
 Verbatim pictures by number of copies: {levels}. The {groups} template groups share a scene each; within a
 group only colour and kind of the objects differ, {template_copies} copies per picture. All pictures are
-painted by `dori.testbed.painter` from a seed and an index, 64x64 RGB; no photograph, no person, no third
+painted by `dori.testbed.painter` from a seed and an index, 64×64 RGB; no photograph, no person, no third
 party's work is in them. Licence of the pictures and weights: CC BY 4.0.
 """
 
@@ -104,7 +105,8 @@ training.
 {rows}
 
 Settings are those that differ from the published ones as `dori.mitigation` states them; they were chosen by
-erasing the other half. Minutes are of a run that was not interrupted. Made on cpu with torch {torch}, seed
+erasing the other half. UNet rows are images or noises that went through the network, searches included.
+Minutes are of a run that was not interrupted. Made on cpu with torch {torch}, seed
 {seed}, in the model with the fingerprint `{base}`. Same licence.
 """
 
@@ -128,11 +130,11 @@ def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
         versions=", ".join(f"{k} {v}" for k, v in record["versions"].items()),
         descriptor=config["name"],
         threshold=config["threshold"],
-        fmr=calibration["false_match_rate"],
+        fmr=f"{100 * calibration['false_match_rate']:.1f} %",
         negatives=calibration["negative_pairs"],
         detected=calibration["detected"],
         copies=calibration["copies"],
-        rate=calibration["detected"] / calibration["copies"],
+        rate=f"{100 * calibration['detected'] / calibration['copies']:.1f} %",
         regular=recipe["regular_images"],
         verbatim=len(verbatim),
         template=len(memorized) - len(verbatim),

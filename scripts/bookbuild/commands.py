@@ -11,6 +11,14 @@ from typer.main import get_command
 
 from dori import cli
 
+KINDS = {
+    "str": "text",
+    "list[str]": "text ...",
+    "int range": "int",
+    "float range": "float",
+    "bool": "yes or no",
+}
+
 
 def commands_part() -> str:
     """Every command of `dori` with its options, as Markdown."""
@@ -19,6 +27,8 @@ def commands_part() -> str:
     tell_whole(command)
     context = typer.Context(command, info_name="dori")
     text = get_docs_for_click(obj=command, ctx=context, name="dori")
+    for kind, words in KINDS.items():
+        text = text.replace(f"<{kind}>`", f"<{words}>`")
     return re.sub(r"\{([a-z_]+)\}", lambda found: found[1].upper(), text)  # as their help calls arguments
 
 

@@ -15,11 +15,10 @@ def origin_part(records: list[Mapping[str, Any]]) -> str:
     shipped, new, again, agree = (sum(m[key] for m in counts) for key in ("shipped", "new", "again", "agree"))
     if not (total := shipped + new + again):
         return "No chapter has been executed in this build.\n"
-    read = percent(shipped / total)
-    words = f"Of {total:,} measurements, {read} were read from records that come with the book"
+    words = f"Of {total:,} measurements, {shipped:,} were read from records that come with the book"
     if again:
         words += (
-            f"; {again:,} more that come with it were made again as a check, and {agree:,} of these agree"
+            f"; {again:,} that come with it, too, were made again as a check, and {agree:,} of these agree"
         )
     return words + f"; {new:,} are new.\n"
 

@@ -30,7 +30,7 @@ SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
     "guidance": "guidance scales of the sweep",
     "step_counts": "DDIM steps of the sweep",
     "detection_regular": "held-out prompts for detection",
-    "attacked": "images of each sort that a search starts on",
+    "attacked": "images of each sort for the search of chapter 1 and of the commands",
 }
 GPUS, ROOM = (8, 24, 80), 0.8  # gigabytes, and the share of them that weights may take
 VERSIONS = (
