@@ -157,7 +157,7 @@ def _slider(labels: Sequence[str], description: str) -> ipywidgets.SelectionSlid
 def _fit(control: ipywidgets.DOMWidget) -> None:
     """The whole description is read, and nothing is wider than a phone."""
     control.style.description_width = "initial"
-    control.layout.width = "min(30em, 100%)"
+    control.layout.width = "min(30em, 100% - 4px)"  # its margins
 
 
 def _figure_html(picture: bytes, alt: str, caption: str) -> str:

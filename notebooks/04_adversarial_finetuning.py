@@ -104,7 +104,7 @@ erasure.costs(study).round(1)
 # the bundled model; they come with the book. None of the images that are erased in this chapter had a part in them. The settings have the
 # names that `dori mitigate --set` takes: of adversarial fine-tuning, `at_once` are the images of a round, `steps` its training steps, `search.steps` the looks of its search that
 # serve as triggers, `starts` the searches of an image in a round, `retain` the regular pairs of a step, out of as many as `pairs`, `inits` where searches start (else at all three), and `ema` the decay of an average
-# of the weights. *DoRI* stands for the rates of searches from the prompt and from random numbers. Rates have their 95 % interval and, in brackets, the number of images; alignment is of fewer regular prompts than further down. Chosen are the settings that
+# of the weights. *DoRI* stands for the rates of searches from the prompt and from random numbers. Rates have their 95 % interval; alignment is of fewer regular prompts than further down. Chosen are the settings that
 # `dori testbed cure` trains with.
 
 # %% tags=["hide-input"]

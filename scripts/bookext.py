@@ -22,10 +22,12 @@ MENDED = {  # HTML -> what is put in its place
     '<div role="list" class="citation-list">': '<div class="citation-list">',  # its entries are no listitems
 }
 
-WIDE, UNTORN = 3, 14  # columns; letters of a cell that has one line
+WIDE, MANY = 3, 7  # columns
+UNTORN = 14  # letters of a cell that has one line
 TABLE = re.compile(
     r'<table (?:border="\d+" )?class="((?:dataframe )?table)">(\s*<thead>.*?</thead>)(.*?)</table>', re.DOTALL
 )
+FRAME = re.compile(r'<table border="1" class="dataframe">(.*?)</table>', re.DOTALL)
 SHORT = re.compile(r'<span class="pre">([^<]{1,24})</span>')  # words in code that fit a line of a phone
 WORDLESS = re.compile(  # tags, and what is code, data or formula
     r'(<(pre|code|script|style)\b.*?</\2>|<(span|div) class="math.*?</\3>|<[^>]*>)', re.DOTALL
@@ -58,6 +60,7 @@ def _mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], d
     for wrong, right in MENDED.items():
         body = body.replace(wrong, right)
     body = COUNT.sub(lambda found: f"{int(found[0]):,}", printed(body))
+    body = FRAME.sub(_fitted, body)
     body = TABLE.sub(_with_labels, SHORT.sub(r'<span class="pre short">\1</span>', body))
     if pagename.startswith("api/"):
         body = PARAMETERS.sub(_as_lines, re.sub(r"(?<=<h2>)dori[\w.]*", _divided, body))
@@ -71,6 +74,14 @@ def printed(body: str) -> str:
         parts += [_set(body[at : found.start()]), found[0]]
         at = found.end()
     return "".join([*parts, _set(body[at:])])
+
+
+def _fitted(found: re.Match[str]) -> str:
+    """A cell's dataframe: a short entry has one line, and many columns smaller letters (custom.css)."""
+    head, sep, rows = found[1].partition("<tbody>")
+    columns = max((row.count("<t") for row in re.findall(r"<tr.*?</tr>", rows, re.DOTALL)), default=1) - 1
+    rows = re.sub(rf"<t([dh])>(?=[^<]{{1,{UNTORN}}}</t)", r'<t\1 class="untorn">', rows)
+    return f'<table class="dataframe{" many" * (columns >= MANY)}">{head}{sep}{rows}</table>'
 
 
 def _set(text: str) -> str:
@@ -94,7 +105,6 @@ def _with_labels(found: re.Match[str]) -> str:
 
 def _labelled(row: str, names: list[str]) -> str:
     following = iter(names)
-    row = re.sub(rf"<t([dh])>(?=[^<]{{1,{UNTORN}}}</t)", r'<t\1 class="untorn">', row)
     return re.sub(r"<td(?=[ >])", lambda _: f'<td data-label="{next(following)}"', row)
 
 

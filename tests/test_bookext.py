@@ -61,6 +61,19 @@ def test_numbers_are_set_as_in_print_but_in_code_and_formulas():
     assert bookext.COUNT.sub("x", "<td>12345</td><td>mem 12345</td>") == "<td>x</td><td>mem 12345</td>"
 
 
+def test_a_dataframe_of_many_columns_has_smaller_letters_and_whole_short_cells():
+    def frame(columns):
+        cells = "<td>plant-00</td>" * (columns - 1) + "<td>a long sentence of words</td>"
+        head = f"<thead><tr>{'<th>x</th>' * columns}</tr></thead>"
+        return f'<table border="1" class="dataframe">{head}<tbody><tr>{cells}</tr></tbody></table>'
+
+    few, many = (bookext.FRAME.sub(bookext._fitted, frame(n)) for n in (bookext.MANY - 1, bookext.MANY))
+    assert few.startswith('<table class="dataframe"><thead><tr><th>x</th>')
+    assert many.startswith('<table class="dataframe many">')
+    assert few.count('<td class="untorn">plant-00</td>') == bookext.MANY - 2
+    assert "<td>a long" in few
+
+
 def test_names_lead_to_their_entries(page):
     assert link_of(page, "units.Units") == "#dori.mitigation.units.Units"
     assert link_of(page, "dori.mitigation.units.Units") == "#dori.mitigation.units.Units"

@@ -62,6 +62,7 @@ TRIAL_COLUMNS = {
     "mr_dori_random": "DoRI, random",
     "alignment_lost": "alignment lost",
     "fid_change": "change of FID",
+    "n": "images",
     "left_out": "left out",
 }
 EPOCHS_ASKED = (defences.PROMPT, "DoRI from the prompt")  # after each epoch, of the first EPOCH_IMAGES
@@ -222,9 +223,10 @@ def trials(path: Path = TRIALS) -> pd.DataFrame:
     tried = table[["defence", "settings"]].to_numpy()
     table.insert(2, "chosen", ["yes" if _is_chosen(*row) else "" for row in tried])
     table.insert(3, "alignment_lost", table.pop("alignment_lost"))
-    rates = {name: [wilson(round(r * n), n).cell for r, n in table[[name, "n"]].to_numpy()] for name in RATES}
-    table = table.assign(defence=table["defence"].map(LABELS), **rates).drop(columns="n")
-    return table.rename(columns=TRIAL_COLUMNS)
+    rates = {
+        name: [wilson(round(r * n), n).short for r, n in table[[name, "n"]].to_numpy()] for name in RATES
+    }
+    return table.assign(defence=table["defence"].map(LABELS), **rates).rename(columns=TRIAL_COLUMNS)
 
 
 def _is_chosen(name: str, text: str) -> bool:
