@@ -103,8 +103,8 @@ erasure.costs(study).round(1)
 # the alignment, the ones that resist the search best; where none costs so little, the cheapest that silences. These are the trials, all of
 # the bundled model; they come with the book. None of the images that are erased in this chapter had a part in them. The settings have the
 # names that `dori mitigate --set` takes: of adversarial fine-tuning, `at_once` are the images of a round, `steps` its training steps, `search.steps` the looks of its search that
-# serve as triggers, `starts` the searches of an image in a round, `retain` the regular pairs of a step, out of as many as `pairs`, `inits` where searches start (else at all three), and `ema` the decay of an average
-# of the weights. *DoRI* stands for the rates of searches from the prompt and from random numbers. Rates have their 95 % interval; alignment is of fewer regular prompts than further down. Chosen are the settings that
+# serve as triggers, `starts` the searches of an image in a round, `retain` the regular pairs of a step, out of as many as `pairs`, `inits` where searches start (else at all three), `ema` the decay of an average
+# of the weights, and `decay` the share of the training, at its end, in which the learning rate falls to 0. *DoRI* stands for the rates of searches from the prompt and from random numbers. Rates have their 95 % interval; alignment is of fewer regular prompts than further down. Chosen are the settings that
 # `dori testbed cure` trains with.
 
 # %% tags=["hide-input"]
@@ -138,17 +138,19 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 #
 # **On the bundled model, as shipped, at preset `quick`:** no row but the twin's is. (The end of the chapter says what your run found.) Pruning,
 # ESD and the adapters hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning is far better than they are, as the
-# paper says: most short searches find nothing. But some images return, most of them from random numbers,
-# and ten times the steps bring back nearly all that were asked for. On the twin the same long search brings back none, so it is not the search
-# that writes them: what it finds was still there. Concept ablation and SISS come after it, in an order that depends on the attacker;
-# SISS has the higher price ({numref}`fig-utility-trained`). After a little relearning on unrelated pairs, a search finds some images under every
-# training, and none on the twin.
+# paper says: neither the prompt nor a search from it returns an image, nor does the search with held-out settings, and the others of the same length return few.
+# LONGTEXT Concept ablation and SISS come after it, in an order that depends on the attacker; SISS has the higher price ({numref}`fig-utility-trained`).
+# After a little relearning on unrelated pairs, a search finds some images under every training, and none on the twin.
 #
-# Two causes are likely. The settings were chosen under a limit on the alignment they may cost. A stronger setting let
-# nothing through on the other half, and cost more than that (trials above): what stands here is one point on a curve of erasure against
-# alignment. That the price is one of too few regular pairs, which the model would learn by heart while it unlearns, was tested: with six times
-# as many it stayed about the same. So it did with a longer average of the weights, and without searches that start at regular prompts (`inits`), whose triggers
-# may lie so near to a prompt that the model unlearns it, too. And the training met shorter searches alone; a longer one may go where it never went. This was not tested.
+# **What the price came from.** The settings were chosen under a limit on the alignment they may cost, and a high learning rate, which lets nothing through on the other half,
+# cost more than that at first (trials above). Three suspicions were tested and refuted: with six times
+# as many regular pairs, which a model cannot learn by heart so soon, the price stayed about the same; so it did with a longer average of the weights, and without searches that
+# start at regular prompts (`inits`), whose triggers may lie so near to a prompt that the model unlearns it, too. The fourth held: let the learning rate fall to 0 over the second half of the
+# training, and the price falls below the limit, while the searches still find nothing. So a part of it is what large last steps do to the model, and not what erasing does.
+# This was one trial of each, with one seed. On the images and prompts of this chapter the price is a little above the limit, and its interval reaches far below it.
+#
+# The trial with `decay` was the last, and was made after an earlier choice (`lr=6e-4`) had been judged on the images of this chapter, of which searches found more. The rule of
+# choice had been written before and looks at the other half alone; by it the chapter was measured again.
 #
 # Concept ablation is a stronger opponent here than in the paper, where a search undoes it. Its anchors are painted for captions that say exactly
 # what each picture shows, which nobody has for photographs from the web; and its learning rate was raised until a search met resistance, at
@@ -158,8 +160,8 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # %% [markdown]
 # ### Is it the searches?
 #
-# All these trainings show the model many regular pairs at a high learning rate. Is it that what makes it forget? Below stands the same training with
-# parts of it left out, on the half of the images that is not erased in this chapter, and judged there. These trials, too, are of the bundled
+# All these trainings show the model many regular pairs at a high learning rate. Is it that what makes it forget? Below stands adversarial fine-tuning with
+# parts of it left out, at the setting that was chosen before `decay` was tried (`lr=6e-4` above), on the half of the images that is not erased in this chapter, and judged there. These trials, too, are of the bundled
 # model and come with the book:
 
 # %% tags=["hide-input"]
