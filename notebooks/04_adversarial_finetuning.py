@@ -139,7 +139,8 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # **On the bundled model, as shipped, at preset `quick`:** no row but the twin's is. (The end of the chapter says what your run found.) Pruning,
 # ESD and the adapters hide: the prompt is silent or nearly, and searches find most images or all. Adversarial fine-tuning is far better than they are, as the
 # paper says: neither the prompt nor a search from it returns an image, nor does the search with held-out settings, and the others of the same length return few.
-# LONGTEXT Concept ablation and SISS come after it, in an order that depends on the attacker; SISS has the higher price ({numref}`fig-utility-trained`).
+# Ten times the steps bring back about half of those that were asked for. On the twin the same long search brings back none, so it is not the search
+# that writes them: what it finds was still there. Concept ablation and SISS come after it, in an order that depends on the attacker; SISS has the higher price ({numref}`fig-utility-trained`).
 # After a little relearning on unrelated pairs, a search finds some images under every training, and none on the twin.
 #
 # **What the price came from.** The settings were chosen under a limit on the alignment they may cost, and a high learning rate, which lets nothing through on the other half,
