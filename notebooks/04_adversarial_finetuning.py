@@ -104,7 +104,7 @@ erasure.costs(study).round(1)
 # the bundled model; they come with the book. None of the images that are erased in this chapter had a part in them. The settings have the
 # names that `dori mitigate --set` takes: of adversarial fine-tuning, `at_once` are the images of a round, `steps` its training steps, `search.steps` the looks of its search that
 # serve as triggers, `starts` the searches of an image in a round, `retain` the regular pairs of a step, out of as many as `pairs`, `inits` where searches start (else at all three), `ema` the decay of an average
-# of the weights, and `decay` the share of the training, at its end, in which the learning rate falls to 0. *DoRI* stands for the rates of searches from the prompt and from random numbers. Rates have their 95 % interval; alignment is of fewer regular prompts than further down. Chosen are the settings that
+# of the weights, and `decay` the share of the training, at its end, in which the learning rate falls to 0. *DoRI* stands for the rates of searches from the prompt and from random numbers. Rates have their 95 % interval. Chosen are the settings that
 # `dori testbed cure` trains with.
 
 # %% tags=["hide-input"]
@@ -146,9 +146,9 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # **What the price came from.** The settings were chosen under a limit on the alignment they may cost, and a high learning rate, which lets nothing through on the other half,
 # cost more than that at first (trials above). Three suspicions were tested and refuted: with six times
 # as many regular pairs, which a model cannot learn by heart so soon, the price stayed about the same; so it did with a longer average of the weights, and without searches that
-# start at regular prompts (`inits`), whose triggers may lie so near to a prompt that the model unlearns it, too. The fourth held: let the learning rate fall to 0 over the second half of the
-# training, and the price falls below the limit, while the searches still find nothing. So a part of it is what large last steps do to the model, and not what erasing does.
-# This was one trial of each, with one seed. On the images and prompts of this chapter the price is a little above the limit, and its interval reaches far below it.
+# start at regular prompts (`inits`), whose triggers may lie so near to a prompt that the model unlearns it, too. The fourth was not: let the learning rate fall to 0 over the second half of the
+# training, and the price falls below the limit, while the searches still find nothing. A part of it may be what large last steps do to the model, and not what erasing does.
+# This was one trial of each, with one seed. When the half of this chapter is erased, the price is a little above the limit, with an interval that reaches to both sides of it.
 #
 # The trial with `decay` was the last, and was made after an earlier choice (`lr=6e-4`) had been judged on the images of this chapter, of which searches found more. The rule of
 # choice had been written before and looks at the other half alone; by it the chapter was measured again.

@@ -42,7 +42,7 @@ LEVELS = (
     "transfer (Wanda)",
     "one block at a time",
 )
-FIGURE = ["value", "low", "high", "n"]
+FIGURE = list(Estimate._fields)
 LEAST = 0.2  # of the rules: by how much planted memories have to be more local than ordinary ones
 NAMES = ("embeddings", "activations", "nemo", "wanda", "transfer", "blocks")  # of the levels in headlines
 
@@ -111,13 +111,18 @@ def tells(gap: Estimate) -> bool:
     return gap.value >= LEAST and not gap.low <= 0
 
 
+def misleads(gap: Estimate) -> bool:
+    """Whether a level calls planted memories the less local ones, by its whole interval."""
+    return gap.high < 0
+
+
 def sighted(found: dict[str, Estimate]) -> str:
     """Which levels tell a planted memory from an ordinary one (`tells`), or call it the less local one."""
     known = {level: f for level, f in zip(LEVELS, found.values(), strict=True) if not np.isnan(f.value)}
     if not known:
         return "Without planted memories it cannot be said which levels are blind."
     good = [level for level, f in known.items() if tells(f)]
-    wrong = [level for level, f in known.items() if f.high < 0]
+    wrong = [level for level, f in known.items() if misleads(f)]
     blind = [level for level in known if level not in good + wrong]
     sorts = {"Levels that tell the two apart": good, "that point the wrong way": wrong, "blind ones": blind}
     return "; ".join(f"**{words}**: {', '.join(some) or 'none'}" for words, some in sorts.items()) + "."
@@ -133,16 +138,17 @@ def conclusion(table: pd.DataFrame) -> str:
     lines = [TITLE, ""]
     for level in LEVELS:
         usual, planted = index(table, level), index(table, level, PLANTED)
+        apart = gap(table, level)
         if np.isnan(usual.value):
             words = "not defined for the memories of this run."
         elif np.isnan(planted.value):
             words = f"index {usual.short}. Whether it would notice a memory in one block is not known."
-        elif tells(gap(table, level)):
+        elif tells(apart):
             words = (
                 f"tells a memory in one block ({planted.short}) from ordinary ones ({usual.short}), so "
                 "the ordinary ones are less local than that."
             )
-        elif gap(table, level).high < 0:
+        elif misleads(apart):
             words = (
                 f"points the wrong way. By it memories in one block ({planted.short}) are less local than "
                 f"ordinary ones ({usual.short})."
