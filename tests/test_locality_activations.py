@@ -92,16 +92,19 @@ def test_places_of_a_picture_are_rows():
 
 def test_what_is_kept_is_what_the_layers_see(tiny_model, embeds, exact):
     values, inputs = tiny_model.value_layers(up=True), tiny_model.ffn_layers()
-    assert list(exact.flat) == [*values, *inputs, "mid_block", "output"]
+    outputs = {name: name.removesuffix(".net.2") + ".out" for name in inputs}
+    assert list(exact.flat) == [*values, *inputs, *outputs.values(), "mid_block", "output"]
     t = torch.tensor([first_step(tiny_model)])
     for i in (0, 9):
         with (
             recorded(tiny_model.unet, [*values, "mid_block"]) as out,
             recorded(tiny_model.unet, inputs, inputs=True) as taken,
+            recorded(tiny_model.unet, inputs) as given,
             torch.no_grad(),
         ):
             eps = tiny_model.predict(tiny_model.initial_latents([3]), t, embeds[i : i + 1])
-        for name, x in {**{n: c[0] for n, c in (out | taken).items()}, "output": eps}.items():
+        given = {outputs[n]: calls for n, calls in given.items()}
+        for name, x in {**{n: c[0] for n, c in (out | taken | given).items()}, "output": eps}.items():
             whole, kept = positions(x), exact.flat[name][i]
             torch.testing.assert_close(kept[: whole.numel()], whole.flatten(), atol=1e-4, rtol=1e-3)
             assert not kept[whole.numel() :].any()

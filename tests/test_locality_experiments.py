@@ -101,11 +101,13 @@ def some(value, low=np.nan, high=np.nan):
 def test_where_only_the_added_level_sees_the_others_are_named_blind():
     blind, sees = some(0.01, -0.1, 0.1), some(0.6, 0.4, 0.8)
     found = dict.fromkeys(LEVELS, blind)
-    assert "0 of 6 levels tell them" in reasons.seen(found)
-    only = reasons.seen(found | {reasons.ADDED: sees})
-    assert "1 of 6 levels" in only
+    assert "0 of 7 levels tell them" in reasons.seen(found)
+    blocks, directions = reasons.ADDED
+    only = reasons.seen(found | {blocks: sees})
+    assert "1 of 7 levels" in only
     assert "A likely reason" in only
-    assert "A likely reason" not in reasons.seen(found | {reasons.ADDED: sees, LEVELS[0]: sees})
+    assert f"*{blocks}, {directions}*" in reasons.seen(found | {blocks: sees, directions: sees})
+    assert "A likely reason" not in reasons.seen(found | {blocks: sees, LEVELS[0]: sees})
     assert reasons.seen(dict.fromkeys(LEVELS, some(np.nan))) == ""
 
 
@@ -158,5 +160,23 @@ def test_what_disagrees_with_the_paper_is_listed_with_its_figure():
 
 
 def test_weights_for_reading_have_dashes_for_what_was_not_measured():
-    shown = weights.summary(agreed(ALL, [0.4], ceiling=0.6, chance=0.05))  # no ceiling of other draws
-    assert shown.loc[("Wanda 15 %", "ordinary")].tolist() == ["0.40", "0.05", "0.60", "–", "4"]
+    one = agreed(ALL, [0.4], ceiling=0.6, chance=0.05)  # no ceiling of other draws
+    shown = weights.summary(one, pd.DataFrame(columns=["memory", "setting", "layer"]))
+    assert shown.loc[("Wanda 15 %", "ordinary")].tolist() == ["0.40", "–", "0.05", "0.60", "–", "4"]
+    across = one[one["between"] == "triggers"].assign(iou=0.3)
+    assert weights.summary(one, across).loc[("Wanda 15 %", "ordinary"), weights.STRANGERS] == "0.30"
+
+
+def test_what_different_images_share_is_taken_off_the_overlap(monkeypatch):
+    one = agreed("up", [0.7], chance=0.1).assign(setting=weights.label(weights.WANDA))
+    across = pd.DataFrame({"setting": one["setting"], "memory": "ordinary", "layer": "up", "iou": 0.4}).head(
+        1
+    )
+    told = reasons.unspecific(one, across)
+    assert "by 0.70" in told
+    assert "different images by 0.40" in told
+    assert "50 % of the overlap beyond chance" in told
+    assert reasons.unspecific(one, across.head(0)) == ""
+    monkeypatch.setattr(reasons, "one_way", lambda some: [0.4, 0.4])
+    monkeypatch.setattr(reasons, "other_ways", lambda some: [0.2, 0.2])
+    assert "So 50 % of what" in reasons.shared_ways([])

@@ -26,6 +26,8 @@ from dori.mitigation.wanda import Wanda
 from dori.store import RunStore
 from dori.study import PRESETS, Study
 
+INDEX = ["level", "memory", "image", "index"]
+
 
 @pytest.fixture
 def study(tiny_model, descriptor, tmp_path):
@@ -100,7 +102,7 @@ def test_identical_triggers_meet_everywhere(pair):
     same = ending_at(pair[0], [pair[0].found[0].embeds] * 3)
     table = activations.meeting([same], pair)
     assert table["index"].tolist() == pytest.approx([1.0] * len(table), abs=1e-6)
-    assert set(table["kind"]) == {"value", "feed-forward", "mid", "output"}
+    assert set(table["kind"]) == {"value", "feed-forward", "feed-forward output", "mid", "output"}
 
 
 def test_the_profile_has_every_set_at_every_layer(pair):
@@ -149,7 +151,32 @@ def test_triggers_are_compared_with_each_other_and_one_with_itself(pair):
     nemo = weights.agreements(pair[0], Nemo(z=1.0))
     assert set(nemo["between"]) == {"triggers", weights.NOISE}
     whole = nemo[(nemo["between"] == weights.NOISE) & (nemo["layer"] == "all")]
-    assert whole["iou"].dropna().tolist() in ([1.0], [])  # a fixed z asks the noise nothing
+    assert len(whole) == len(weights.compared(pair[0], Nemo())), "a ceiling for each trigger"
+    assert set(whole["iou"].dropna()) <= {1.0}, "a fixed z asks the noise nothing"
+
+
+def test_the_ways_of_other_images_are_compared_with_those_of_one(pair):
+    along, across = torch.zeros(2, *pair[0].found[0].start.shape)
+    along[0, 0], across[0, 1] = 1, 1
+    first = ending_at(pair[0], [f.start + along for f in pair[0].found])
+    apart = ending_at(pair[1], [f.start + across for f in pair[1].found])
+    same = ending_at(pair[1], [f.start + 2 * along for f in pair[1].found])
+    assert embeddings.other_ways([first, apart]) == pytest.approx([0, 0], abs=1e-5)
+    assert embeddings.other_ways([first, same]) == pytest.approx([1, 1], abs=1e-5)
+    assert np.isnan(embeddings.other_ways([first])).all(), "nothing to compare with"
+
+
+def test_units_of_different_images_are_compared_by_kind(study, pair):
+    table = weights.across_images(pair)
+    assert set(zip(table["a"], table["b"], strict=True)) == {("i0", "i1")}
+    assert set(table["setting"]) == set(weights.settings(study))
+    sets = [weights.units_of(study, m.triggers(n=1), weights.WANDA) for m in pair]
+    one, other = (next(iter(s.values())) for s in sets)
+    whole = table[(table["layer"] == "all") & (table["setting"] == weights.label(weights.WANDA))]
+    assert whole["iou"].item() == one.iou(other)
+    kinds = weights.across_images([pair[0], dataclasses.replace(pair[1], kind=PLANTED)])
+    assert kinds.empty, "one image of each kind has none to compare with"
+    assert np.isnan(weights.strangers_iou(kinds, weights.label(weights.WANDA), ORDINARY))
 
 
 def test_a_cut_is_named_by_whom_it_was_made_for(pair):
@@ -186,14 +213,28 @@ def test_every_image_of_the_cards_has_the_same_labels(study, pair):
 
 
 def test_without_a_column_of_copies_the_dose_has_one_level(study, pair):
-    table = levels.dose(study, pair)
+    known = pd.DataFrame([("embeddings", ORDINARY, m.id, 0.25) for m in pair], columns=INDEX)
+    table = levels.dose(study, pair, known)
     assert set(table["copies"]) == {0}
-    assert set(table["diagnostic"]) >= {"searches that work", "index of embeddings"}
+    assert set(table["diagnostic"]) >= {"searches that work", "index: embeddings"}
+    assert table.set_index("diagnostic").loc["index: embeddings", "value"] == 0.25
     assert table["low"].isna().sum() >= 3  # two images give no interval
 
 
+def test_memories_with_fewer_copies_are_asked_on_every_level_but_two(pair, monkeypatch):
+    few = dataclasses.replace(pair[1])
+    monkeypatch.setattr(levels, "_levels", lambda study: {4: [few]})
+    known = pd.DataFrame([("embeddings", ORDINARY, "i0", 0.25)], columns=INDEX)
+    table = levels.dose(pair[0].study, [pair[0]], known)
+    asked = table[table["copies"] == 4].set_index("diagnostic")["value"]
+    assert {f"index: {level}" for level in levels.DOSED} <= set(asked.index)
+    assert asked["index: embeddings"] == pytest.approx(embeddings.one_way([few])[0])
+    stopped = 1 - transfer.rates(transfer.transfers([few], others=[pair[0]]))[transfer.SAME]
+    assert asked["index: transfer (Wanda)"] == pytest.approx(stopped.item())
+
+
 def test_a_memory_without_triggers_leaves_only_the_share_of_searches(study):
-    table = levels.dose(study, [memory(study, "i0", works=False)])
+    table = levels.dose(study, [memory(study, "i0", works=False)], pd.DataFrame(columns=INDEX))
     assert table["diagnostic"].tolist() == ["searches that work"]
     assert np.isclose(table["value"], 0).all()
 

@@ -15,11 +15,12 @@ from dori import locality
 from dori.experiments.locality_embeddings import memorized_embeds, regular_embeds
 from dori.experiments.memories import Memory, ends
 from dori.locality import Sketches
-from dori.locality.activations import MEASURES, MID, OUTPUT
+from dori.locality.activations import MEASURES, MID, OUT, OUTPUT
 from dori.metrics.intervals import Estimate, mean_of_few
 
 ONE, DIFFERENT = "one image's triggers", "different images' triggers"
 MEMORIZED, REGULAR = "different memorized prompts", "regular prompts"
+FFN_OUTPUT = "feed-forward output"
 NOISE = 0  # seed of the noise that all embeddings see
 MOST = 16  # triggers of each image that are looked at
 WIDTH = 4096  # numbers of a summary: keeps the error of a distance to a few per cent
@@ -57,9 +58,12 @@ def profile(memories: Sequence[Memory]) -> pd.DataFrame:
 
 
 def kind(layer: str) -> str:
-    """What a layer's activations are: value, feed-forward, mid or output."""
+    """What a layer's activations are: value, feed-forward (what its second matrix takes), feed-forward output
+    (what it gives), mid or output."""
     if layer in (MID, OUTPUT):
         return {MID: "mid", OUTPUT: "output"}[layer]
+    if layer.endswith(OUT):
+        return FFN_OUTPUT
     return "value" if layer.endswith("to_v") else "feed-forward"
 
 

@@ -150,9 +150,26 @@ def ways(memories: Sequence[Memory]) -> pd.DataFrame:
             n = sum(len(m.triggers(init)) for m in some)
             if n:
                 gone, same = way_gone(some, init), mean_of_few(one_way(some, init))
-                rows.append((kind, words, n, len(some), gone.short, same.short))
+                others = mean_of_few(other_ways(some, init))
+                rows.append((kind, words, n, len(some), gone.short, same.short, others.short))
     columns = ["memory", "from", "triggers", "images", "way gone, in distances of two starts"]
-    return pd.DataFrame(rows, columns=[*columns, "cosine of two ways"]).set_index(["memory", "from"])
+    columns += ["cosine of two ways", "of different images"]
+    return pd.DataFrame(rows, columns=columns).set_index(["memory", "from"])
+
+
+def other_ways(memories: Sequence[Memory], init: str = "random") -> list[float]:
+    """Per image, the mean cosine between the ways of its searches and those of searches for other images.
+
+    So much of `one_way` is no sign of the image. NaN without other images.
+    """
+    moves = {m.id: ends(found) - starts(found) for m in memories if (found := m.triggers(init))}
+    others = {i: [x for j, x in moves.items() if j != i] for i in moves}
+    return [
+        float(1 - locality.between(moves[m.id], torch.cat(others[m.id]), "cosine").mean())
+        if others.get(m.id)
+        else np.nan
+        for m in memories
+    ]
 
 
 def maps(memories: Sequence[Memory], n: int = 16) -> pd.DataFrame:

@@ -10,7 +10,8 @@ An index is 0 where a diagnostic finds nothing in common between the triggers of
   chance and ceiling (`locality_weights.indices`);
 - transfer: the share of triggers that stop working when what was taken for another one is switched off;
 - one block at a time: how much more needed the most needed block is than the others
-  (`locality_blocks.indices`).
+  (`locality_blocks.indices`);
+- one block's directions: the same of what a block reads of a search's way (`locality_directions.table`).
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,12 @@ import pandas as pd
 from dori.experiments.locality_activations import best_layers, meeting
 from dori.experiments.locality_blocks import indices as block_indices
 from dori.experiments.locality_blocks import stopped
+from dori.experiments.locality_blocks import table as table_of_blocks
 from dori.experiments.locality_embeddings import one_way, spread_ratio
 from dori.experiments.locality_sizes import PUBLISHED, WANDA
-from dori.experiments.locality_transfer import SAME
+from dori.experiments.locality_transfer import SAME, transfers
 from dori.experiments.locality_transfer import rates as transfer_rates
-from dori.experiments.locality_weights import indices, label
+from dori.experiments.locality_weights import agreements, indices, label
 from dori.experiments.memories import ORDINARY, PLANTED, Memory, searched, sizes
 from dori.experiments.takeaways import TITLE
 from dori.experiments.triggers import trigger_rate
@@ -41,10 +43,20 @@ LEVELS = (
     "weights (Wanda)",
     "transfer (Wanda)",
     "one block at a time",
+    "one block's directions",
 )
+DOSED = ("embeddings", "activations", "weights (Wanda)", "transfer (Wanda)", "one block at a time")
 FIGURE = list(Estimate._fields)
 LEAST = 0.2  # of the rules: by how much planted memories have to be more local than ordinary ones
-NAMES = ("embeddings", "activations", "nemo", "wanda", "transfer", "blocks")  # of the levels in headlines
+NAMES = (
+    "embeddings",
+    "activations",
+    "nemo",
+    "wanda",
+    "transfer",
+    "blocks",
+    "directions",
+)  # of the levels in headlines
 
 
 def per_image(
@@ -54,11 +66,13 @@ def per_image(
     agreed: pd.DataFrame,
     moved: pd.DataFrame,
     cut: pd.DataFrame,
+    less: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Every index of every image: level, memory, image, index.
 
     From `locality_activations.meeting` (met), `locality_weights.all_agreements` (agreed),
-    `locality_transfer.transfers` (moved), `locality_blocks.table` (cut).
+    `locality_transfer.transfers` (moved), `locality_blocks.table` (cut) and, unless that level is left out,
+    `locality_directions.table` (less).
     """
     rows = [("embeddings", m.kind, m.id, v) for m in memories for v in one_way([m])]
     rows += [("activations", *key, v) for key, v in best_layers(met)["index"].items()]
@@ -69,8 +83,10 @@ def per_image(
         rows += [(f"weights ({method})", *row) for row in kept]
     for row in transfer_rates(moved).to_dict("records"):
         rows.append(("transfer (Wanda)", row["memory"], row["image"], 1 - row[SAME]))
-    kept = block_indices(cut)[["memory", "image", "index"]].itertuples(index=False)
-    rows += [("one block at a time", *row) for row in kept]
+    for level, part in (("one block at a time", cut), ("one block's directions", less)):
+        if part is not None:
+            kept = block_indices(part)[["memory", "image", "index"]].itertuples(index=False)
+            rows += [(level, *row) for row in kept]
     return pd.DataFrame(rows, columns=["level", "memory", "image", "index"])
 
 
@@ -200,25 +216,35 @@ def pointed(met: pd.DataFrame, agreed: pd.DataFrame, cut: pd.DataFrame) -> pd.Da
     return pd.DataFrame(rows, columns=["level", "image", "pointed at", "planted in", "right"])
 
 
-def dose(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
+def dose(study: Study, memories: Sequence[Memory], table: pd.DataFrame) -> pd.DataFrame:
     """The diagnostics by the number of copies in the training set: copies, diagnostic, value, low, high, n.
 
-    `memories` are those with the most copies; of the numbers below, some verbatim images of the test half are
-    searched for from a few random starts. Where no trigger was found, only the share of searches that worked
-    is known.
+    `memories` are those with the most copies and `table` their indices (`per_image`); of the numbers below,
+    some verbatim images of the test half are searched for from a few random starts. Where no trigger was
+    found, only the share of searches that worked is known. NeMo's search is too long to be asked of so many
+    images, and a block's directions tell nothing.
     """
     rows = []
     for copies, some in {**_levels(study), _most(memories): list(memories)}.items():
         found = {"searches that work": _rate(some)}
         worked = [m for m in some if len(m.triggers()) > 1]
         if worked:
-            others = [m for m in memories if m.id not in {w.id for w in worked}]
-            met = best_layers(meeting(worked, [*worked, *others]))["index"]
             found["spread, in spreads of prompts"] = spread_ratio(worked)._replace(n=len(worked))
-            found["index of embeddings"] = mean_of_few(one_way(worked))
-            found["index of activations"] = mean_of_few(met)
+            known = table if some[0].id in {m.id for m in memories} else _few_indices(worked, memories)
+            found |= {f"index: {level}": index(known, level) for level in DOSED}
         rows += [(copies, name, *_if_three(estimate)) for name, estimate in found.items()]
     return pd.DataFrame(rows, columns=["copies", "diagnostic", *FIGURE])
+
+
+def _few_indices(memories: Sequence[Memory], most: Sequence[Memory]) -> pd.DataFrame:
+    """`per_image` of memories with fewer copies; those with the most (`most`) are the other images."""
+    return per_image(
+        memories,
+        met=meeting(memories, [*memories, *most]),
+        agreed=pd.concat([agreements(m, WANDA) for m in memories], ignore_index=True),
+        moved=transfers(memories, others=most),
+        cut=table_of_blocks(memories),
+    )
 
 
 def dose_said(found: pd.DataFrame) -> str:

@@ -1,6 +1,7 @@
 """Chapter 3: where its verdicts disagree, with the paper or with the planted memories, and what may be why.
 
-Explanations and no tests: sentences about figures that the chapter has, and only as far as these allow them.
+Sentences about figures that the chapter has, and only as far as these allow them. The known doors
+(`locality_directions.known_door`), the overlap across images and the milder cuts put some to the test.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +11,18 @@ import numpy as np
 import pandas as pd
 
 from dori.claims import FAILS, SIGNS, holds, judge, load_claims, show_number
-from dori.experiments.locality_embeddings import spread_ratio
+from dori.experiments.locality_directions import door_said
+from dori.experiments.locality_embeddings import one_way, other_ways, spread_ratio
 from dori.experiments.locality_levels import LEAST, LEVELS, index, tells
+from dori.experiments.locality_sizes import WANDA
 from dori.experiments.locality_transfer import OTHER, SAME
 from dori.experiments.locality_transfer import rates as transfer_rates
-from dori.experiments.locality_weights import NOISE
+from dori.experiments.locality_weights import NOISE, label, mean_iou, strangers_iou
 from dori.experiments.memories import ORDINARY, Memory
 from dori.locality.weights import ALL
-from dori.metrics.intervals import Estimate
+from dori.metrics.intervals import Estimate, mean_of_few
 
-ADDED = LEVELS[-1]  # written down after the first two had been found blind
+ADDED = LEVELS[-2:]  # written down after others had been found blind
 
 
 def reasons(
@@ -30,15 +33,21 @@ def reasons(
     gone: Estimate,
     agreed: pd.DataFrame,
     moved: pd.DataFrame,
+    across: pd.DataFrame,
+    doors: pd.DataFrame,
     figures: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """All of them, in Markdown. From `locality_levels.per_image` and `gaps`, `locality_embeddings.way_gone`,
-    `locality_weights.all_agreements`, `locality_transfer.transfers` and the study's headlines."""
+    `locality_weights.all_agreements`, `locality_transfer.transfers`, `locality_weights.across_images`,
+    `locality_directions.known_door` and the study's headlines."""
     starts = spread_ratio(ordinary, at_start=True)
     lines = [
         against_paper(figures),
         seen(gaps),
+        shared_ways(ordinary),
+        free(doors),
         inherited(starts, spread_ratio(ordinary), gone),
+        unspecific(agreed, across),
         thin_ceiling(table, agreed),
         saturated(table, moved),
     ]
@@ -67,13 +76,49 @@ def seen(gaps: Mapping[str, Estimate]) -> str:
         return ""
     good = [level for level, gap in found.items() if tells(gap)]
     words = f"**With the planted memories**: {len(good)} of {len(found)} levels tell them from ordinary ones"
-    if good != [ADDED]:
+    if not good or not set(good) <= set(ADDED):
         return words + (f" ({', '.join(good)})." if good else ".")
     return (
-        f"{words}, *{ADDED}*, which was added when others had been found blind. The levels that compare what "
-        "triggers have in common do not; the one that takes something away does. A likely reason: "
+        f"{words}: *{', '.join(good)}*, added when others had been found blind. The levels that compare what "
+        "triggers have in common do not; what tells them takes something away. A likely reason: "
         "triggers share what they paint, wherever the memory is, and a free embedding differs in much that "
         "no block needs."
+    )
+
+
+def shared_ways(ordinary: Sequence[Memory]) -> str:
+    """How much of the agreement of two ways is there between searches for different images, too?"""
+    own, others = (mean_of_few(f(ordinary)) for f in (one_way, other_ways))
+    if np.isnan(own.value) or np.isnan(others.value):
+        return ""
+    return (
+        f"**Ways, tested**: the ways of two searches for one image have a cosine of {own.short}, those of "
+        f"searches for different images {others.short}. So {100 * others.value / own.value:.0f} % of what the "
+        "index of embeddings calls common has nothing to do with the image, and the index compares models and "
+        "starts as much as places."
+    )
+
+
+def free(doors: pd.DataFrame) -> str:
+    """The second half of that reason, tested: is most of an embedding free where the place is known?"""
+    told = door_said(doors)
+    return f"**That reason, tested** on the doors that are known: {told[0].lower()}{told[1:]}" if told else ""
+
+
+def unspecific(agreed: pd.DataFrame, across: pd.DataFrame) -> str:
+    """How much of the overlap of Wanda's sets is there between triggers of different images, too?"""
+    name = label(WANDA)
+    own, others = mean_iou(agreed, name, ORDINARY).value, strangers_iou(across, name, ORDINARY)
+    if np.isnan(own) or np.isnan(others):
+        return ""
+    part = agreed[(agreed["setting"] == name) & (agreed["memory"] == ORDINARY) & (agreed["layer"] != ALL)]
+    chance = part.loc[part["between"] == "triggers", "chance"].mean()
+    return (
+        f"**Overlap, tested**: Wanda's sets for two triggers of one image overlap by {own:.2f}, those for "
+        f"triggers of different images by {others:.2f}, random sets by {chance:.2f} (means over layers). "
+        f"So {100 * (others - chance) / (own - chance):.0f} % of the overlap beyond chance has nothing to do "
+        "with the image. Whatever such triggers share, an overlap alone does not say that it is the "
+        "image."
     )
 
 

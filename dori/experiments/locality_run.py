@@ -14,6 +14,7 @@ from dori.benchmark import Benchmark
 from dori.drawing import decided_by, descriptor_key, digest
 from dori.experiments.locality_activations import meeting
 from dori.experiments.locality_blocks import table as block_table
+from dori.experiments.locality_directions import table as direction_table
 from dori.experiments.locality_levels import LEVELS, index, per_image
 from dori.experiments.locality_sizes import PUBLISHED, WANDA
 from dori.experiments.locality_transfer import transfers
@@ -86,6 +87,7 @@ def _measured(memory: Memory, others: Sequence[Memory]) -> pd.DataFrame:
         agreed=all_agreements([memory]),
         moved=transfers([memory], others=[memory, *others]),
         cut=block_table(blocks),
+        less=direction_table(blocks),
     )
 
 

@@ -24,6 +24,7 @@ from dori.store import Record
 from dori.study import Study
 
 NOISE, DRAWS = "same trigger, other noise", "same start, other draws"
+STRANGERS = "different images"
 
 
 def settings(study: Study) -> dict[str, Setting]:
@@ -62,19 +63,18 @@ def agreements(memory: Memory, setting: Setting) -> pd.DataFrame:
     """IoU of what is taken for each pair of triggers, by layer; and for the two ceilings.
 
     Columns as `locality.agreement`, with between ("triggers", or what a ceiling holds fixed), memory, image,
-    setting. Ceilings: the first trigger with another noise; for Wanda, two searches from one start too, with
-    other draws.
+    setting. Ceilings: each trigger with another noise; for Wanda, two searches from one start too, with other
+    draws.
     """
     study, found = memory.study, compared(memory, setting)
-    parts = {"triggers": units_of(study, found, setting)}
-    if found:
-        first = found[:1]
-        again = units_of(study, first, other_noise(setting))
-        parts[NOISE] = {"a": units_of(study, first, setting)[first[0].name], "b": again[first[0].name]}
+    taken = units_of(study, found, setting)
+    again = units_of(study, found, other_noise(setting))
+    parts = [("triggers", taken)]
+    parts += [(NOISE, {name: units, f"{name}, again": again[name]}) for name, units in taken.items()]
     pair = redrawn(memory)
     if len(pair) == 2 and isinstance(setting, Wanda):  # NeMo's search is too long for one more ceiling
-        parts[DRAWS] = units_of(study, pair, setting)
-    tables = [locality.agreement(sets).assign(between=between) for between, sets in parts.items()]
+        parts.append((DRAWS, units_of(study, pair, setting)))
+    tables = [locality.agreement(sets).assign(between=between) for between, sets in parts]
     about = {"memory": memory.kind, "image": memory.id, **named(setting)}
     return pd.concat(tables, ignore_index=True).assign(**about)
 
@@ -83,6 +83,29 @@ def all_agreements(memories: Sequence[Memory]) -> pd.DataFrame:
     """`agreements` of every memory and setting."""
     parts = [agreements(m, s) for m in memories for s in settings(m.study).values()]
     return pd.concat(parts, ignore_index=True)
+
+
+def across_images(memories: Sequence[Memory]) -> pd.DataFrame:
+    """Agreement of what is taken for the first triggers of *different* images of one kind of memory.
+
+    A control: so much of an overlap has nothing to do with the image. Columns as `locality.agreement`, with
+    memory, method and setting; a and b are images.
+    """
+    kinds, parts = dict.fromkeys(m.kind for m in memories), []
+    for kind in kinds:
+        some = [m for m in memories if m.kind == kind and m.triggers(n=1)]
+        for setting in settings(some[0].study).values() if len(some) > 1 else ():
+            sets = {m.id: next(iter(units_of(m.study, m.triggers(n=1), setting).values())) for m in some}
+            parts.append(locality.agreement(sets).assign(memory=kind, **named(setting)))
+    return (
+        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["memory", "setting", "layer"])
+    )
+
+
+def strangers_iou(across: pd.DataFrame, label: str, kind: str) -> float:
+    """`mean_iou` for triggers of different images: mean over pairs of images and layers; NaN without any."""
+    part = across[(across["setting"] == label) & (across["memory"] == kind)]
+    return float(part.loc[part["layer"] != ALL, "iou"].mean()) if len(part) else float("nan")
 
 
 def layer_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -143,9 +166,10 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return layer_table(table[table["setting"] != label(PUBLISHED)]).drop(columns="setting")
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """All layers together, for reading: IoU, chance, both ceilings and units by setting and memory."""
-    rows = []
+def summary(table: pd.DataFrame, across: pd.DataFrame) -> pd.DataFrame:
+    """All layers together, for reading: IoU, that of different images (`across_images`), chance, both
+    ceilings and units by setting and memory."""
+    rows, others = [], across[across["layer"] == ALL]
     whole = table[table["layer"] == ALL]
     for key, part in whole.groupby(["setting", "memory"], sort=False):
         of = dict(list(part.groupby("between", sort=False)))
@@ -153,7 +177,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         iou = locality.agreement_estimate(pairs, by="image", resamples=500)
         ceilings = [of.get(between, none)["iou"].mean() for between in (NOISE, DRAWS)]
         units = pairs[["units_a", "units_b"]].to_numpy(float)
-        shares = [fixed(v) for v in (pairs["chance"].mean(), *ceilings)]
+        strangers = others[(others["setting"] == key[0]) & (others["memory"] == key[1])]
+        between = strangers["iou"].mean() if len(strangers) else np.nan
+        shares = [fixed(v) for v in (between, pairs["chance"].mean(), *ceilings)]
         rows.append((*key, iou.short, *shares, f"{units.mean():,.0f}" if units.size else "–"))
-    columns = ["setting", "memory", "IoU [95 % interval]", "chance", NOISE, DRAWS, "units, mean"]
+    columns = ["setting", "memory", "IoU [95 % interval]", STRANGERS, "chance", NOISE, DRAWS, "units, mean"]
     return pd.DataFrame(rows, columns=columns).set_index(["setting", "memory"])

@@ -18,6 +18,7 @@ from dori.model import TextToImageModel
 
 MEASURES = ("L2", "cosine", "CKA")
 MID, OUTPUT = "mid_block", "output"  # names beside those of the layers
+OUT = ".out"  # after the name of a feed-forward block: what it gives on
 HASH_SEED = 0  # of every summary: only summaries by the same numbers can be compared
 GRAM_NUMBERS = 2**24  # of position-by-position matrices held at once
 
@@ -118,9 +119,10 @@ def activation_sketches(
     """One pass of each embedding (n, T, D) through the UNet at the same noise and step.
 
     Kept are the outputs of the cross-attention value layers, the inputs of the second feed-forward matrices
-    (as Wanda sees them), a UNet's middle block's output and the predicted eps ("output"; in flow matching
-    v). The step is the first of DDIM unless given. Activations are summarised inside the hooks, so memory
-    grows by 2 `width` numbers per layer and embedding, not by activations. `units` are switched off
+    (as Wanda sees them, "….net.2") and their outputs ("….out"), a UNet's middle block's output and the
+    predicted eps ("output"; in flow matching v). The step is the first of DDIM unless given. Activations are
+    summarised inside the hooks, so memory grows by 2 `width` numbers per layer and embedding, not by
+    activations. `units` are switched off
     meanwhile. Raises DoriError.
     """
     if not len(embeds):
@@ -155,8 +157,10 @@ def _pass(
     with (
         look(model.value_layers(up=True)) as values,
         look(model.ffn_layers(), inputs=True) as taken,
+        look(model.ffn_layers()) as given,
         look([MID] if hasattr(model.unet, MID) else []) as middle,
     ):
         output = model.predict(latents, t, embeds.to(latents))
-    found = {name: calls[0] for name, calls in (values | taken | middle).items()}
+    given = {name.removesuffix(".net.2") + OUT: calls for name, calls in given.items()}
+    found = {name: calls[0] for name, calls in (values | taken | given | middle).items()}
     return found | {OUTPUT: summary(model.comparable(output, latents, t))}

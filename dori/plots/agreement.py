@@ -77,8 +77,10 @@ def transfer_matrices(table: pd.DataFrame) -> Figure:
 
 
 @house_style
-def block_need(table: pd.DataFrame) -> Figure:
+def block_need(table: pd.DataFrame, what: str = "that reads the empty prompt") -> Figure:
     """Share of triggers that stop when one block does not read them: a mark per image, bars are means.
+
+    `what` ends the label of the axis of blocks.
 
     `table` has a row per memory, image and layer: memory, image, layer (in network order), stopped (0..1). A
     panel per memory.
@@ -99,7 +101,7 @@ def block_need(table: pd.DataFrame) -> Figure:
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8, borderaxespad=0.1)
         axis.set(ylabel="triggers stopped (share)", ylim=(0, 1.02))
         layer_axis(axis, layers)
-    axes[-1, 0].set_xlabel("block (block.attention) that reads the empty prompt")
+    axes[-1, 0].set_xlabel(f"block (block.attention) {what}")
     figure.tight_layout()
     return figure
 
