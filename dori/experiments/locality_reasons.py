@@ -93,9 +93,9 @@ def shared_ways(ordinary: Sequence[Memory]) -> str:
         return ""
     return (
         f"**Ways, tested**: the ways of two searches for one image have a cosine of {own.short}, those of "
-        f"searches for different images {others.short}. So {100 * others.value / own.value:.0f} % of what the "
-        "index of embeddings calls common has nothing to do with the image, and the index compares models and "
-        "starts as much as places."
+        f"searches for different images {others.short}. So {100 * others.value / own.value:.0f} % of what "
+        "the index of embeddings calls common has nothing to do with the image, and a difference in it "
+        "between two kinds of memories need not be one of places."
     )
 
 
