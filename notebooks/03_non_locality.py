@@ -58,6 +58,7 @@ from dori.experiments import locality_activations as activations
 from dori.experiments import locality_blocks as blocks
 from dori.experiments import locality_cards as cards
 from dori.experiments import locality_directions as directions
+from dori.experiments import locality_dose as dose
 from dori.experiments import locality_embeddings as embeddings
 from dori.experiments import locality_levels as levels
 from dori.experiments import locality_reasons as reasons
@@ -394,11 +395,17 @@ pointed.set_index(["level", "image"]) if planted else Markdown("–")
 # The testbed knows how often each image was in the training set. Does a memory spread out as copies add up? With fewer than three images there is no interval.
 
 # %% mystnb={"figure": {"name": "fig-dose-locality", "caption": "The diagnostics by the number of copies in the training set, a panel each; n counts images."}, "image": {"alt": "A small panel for each diagnostic against the number of copies, with intervals: share of searches that work, spread, and the indices of locality.", "width": "100%"}} tags=["hide-input"]
-dose = levels.dose(study, ordinary, table)
-plots.dose_profile(dose)
+dosed = dose.dose(study, ordinary, table)
+plots.dose_profile(dosed)
 
 # %% tags=["hide-input"]
-Markdown(levels.dose_said(dose))
+Markdown(dose.dose_said(dosed))
+
+# %% [markdown]
+# And which block is it that an image needs? One that many images need may be needed for painting at all, and be no memory's own place.
+
+# %%
+dose.needed(study, ordinary).round(2)
 
 # %% [markdown]
 # ## Look for yourself

@@ -14,6 +14,7 @@ from dori.benchmark import load_benchmark
 from dori.errors import DoriError
 from dori.experiments import locality_activations as activations
 from dori.experiments import locality_cards as cards
+from dori.experiments import locality_dose as dose
 from dori.experiments import locality_embeddings as embeddings
 from dori.experiments import locality_levels as levels
 from dori.experiments import locality_transfer as transfer
@@ -214,7 +215,7 @@ def test_every_image_of_the_cards_has_the_same_labels(study, pair):
 
 def test_without_a_column_of_copies_the_dose_has_one_level(study, pair):
     known = pd.DataFrame([("embeddings", ORDINARY, m.id, 0.25) for m in pair], columns=INDEX)
-    table = levels.dose(study, pair, known)
+    table = dose.dose(study, pair, known)
     assert set(table["copies"]) == {0}
     assert set(table["diagnostic"]) >= {"searches that work", "index: embeddings"}
     assert table.set_index("diagnostic").loc["index: embeddings", "value"] == 0.25
@@ -223,20 +224,22 @@ def test_without_a_column_of_copies_the_dose_has_one_level(study, pair):
 
 def test_memories_with_fewer_copies_are_asked_on_every_level_but_two(pair, monkeypatch):
     few = dataclasses.replace(pair[1])
-    monkeypatch.setattr(levels, "_levels", lambda study: {4: [few]})
+    monkeypatch.setattr(dose, "_levels", lambda study: {4: [few]})
     known = pd.DataFrame([("embeddings", ORDINARY, "i0", 0.25)], columns=INDEX)
-    table = levels.dose(pair[0].study, [pair[0]], known)
+    table = dose.dose(pair[0].study, [pair[0]], known)
     asked = table[table["copies"] == 4].set_index("diagnostic")["value"]
-    assert {f"index: {level}" for level in levels.DOSED} <= set(asked.index)
+    assert {f"index: {level}" for level in dose.DOSED} <= set(asked.index)
     assert asked["index: embeddings"] == pytest.approx(embeddings.one_way([few])[0])
+    assert set(dose.needed(pair[0].study, [pair[0]]).index) == {(4, "i1"), (0, "i0")}
     stopped = 1 - transfer.rates(transfer.transfers([few], others=[pair[0]]))[transfer.SAME]
     assert asked["index: transfer (Wanda)"] == pytest.approx(stopped.item())
 
 
 def test_a_memory_without_triggers_leaves_only_the_share_of_searches(study):
-    table = levels.dose(study, [memory(study, "i0", works=False)], pd.DataFrame(columns=INDEX))
+    table = dose.dose(study, [memory(study, "i0", works=False)], pd.DataFrame(columns=INDEX))
     assert table["diagnostic"].tolist() == ["searches that work"]
     assert np.isclose(table["value"], 0).all()
+    assert dose.needed(study, [memory(study, "i0", works=False)]).empty
 
 
 def test_a_planted_memory_needs_the_model_it_was_planted_in(tiny_model):
@@ -260,9 +263,9 @@ def test_what_is_said_of_the_copies_looks_at_the_intervals():
         (1, "d", np.nan, np.nan, np.nan, 0), (128, "d", 0.9, 0.8, 1.0, 6),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["copies", "diagnostic", *levels.FIGURE])
-    assert levels.dose_said(table) == (
+    assert dose.dose_said(table) == (
         "From the fewest copies to the most: *a* 0.10 [0.00, 0.20] to 0.90 [0.80, 1.00] (1 to 128 copies); "
         "*b* 0.50 [0.30, 0.70] to 0.60 [0.40, 0.80] (1 to 128 copies; not certain); "
         "*c* 0.50 to 0.90 [0.80, 1.00] (4 to 128 copies; not certain)."
     )
-    assert levels.dose_said(table.tail(1)) == ""
+    assert dose.dose_said(table.tail(1)) == ""

@@ -74,7 +74,7 @@ SIZES = {
         blocked=2,
         nemo=Nemo(seeds=2, up=True),
         levels=(16, 32, 64),
-        dose_images=2,
+        dose_images=4,
         dose_starts=3,
     ),
     "full": Sizes(),
