@@ -161,7 +161,7 @@ class RunStore:
     def announce(self, **about: object) -> None:
         """Write what is being done here, for `dori status`; `ask` is noted there from now on."""
         where = {"process": os.getpid(), "host": platform.node(), "started": _utc(time.time())}
-        code = {"versions": versions(), "commit": commit(), "machine": _machine()}
+        code = {"versions": versions(), "commit": commit(), "machine": machine()}
         self.about = {**about, **where, **code}
         self._note_progress()
 
@@ -180,7 +180,7 @@ class RunStore:
         return {
             "versions": {"python": platform.python_version(), **versions()},
             "commit": commit(),
-            "machine": _machine(),
+            "machine": machine(),
             "threads": torch.get_num_threads(),
             "started": _utc(self.started),
             "wall_seconds": round(time.time() - self.started, 2),
@@ -279,7 +279,8 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
+    """System, processor, cores and GPU that this runs on."""
     system, cores = platform.platform(), os.cpu_count()
     return {"system": system, "cpu": _cpu_name(), "cores": cores, "gpu": _gpu_name()}
 
