@@ -98,7 +98,7 @@ def _near(memories: Sequence[Memory], n: int) -> list[Memory]:
 def _key(study: Study, memory: Memory, others: Sequence[Memory]) -> dict:
     """All that decides an image's indices: triggers, those of the others, sizes, settings, descriptor."""
     return {
-        **decided_by(study),
+        **decided_by(study, "locality"),
         "image": memory.id,
         "triggers": [digest(f.embeds) for f in memory.triggers()],
         "others": [digest(f.embeds) for m in others for f in m.triggers()],

@@ -76,7 +76,7 @@ def run_searches(
     nothing is left.
     """
     noise = f"attack/{plan.init}"
-    jobs, skipped = _jobs(study, prompts, units, noise, count=count, draws=draws)
+    jobs, skipped = _jobs(study, prompts, units, "dori", noise, count=count, draws=draws)
     begins = {job.place: _begins(study, plan, job, noise) for job in jobs}
     starts = {at: _start(study, plan, prompt, seed) for at, (prompt, seed) in begins.items()}
     decides = dataclasses.asdict(plan)
@@ -114,7 +114,7 @@ def run_searches(
 def run_unlearndiff(study: Study, prompts: Benchmark, plan: UnlearnDiff, units: Mapping[str, Units]) -> Found:
     """UnlearnDiffAtk: as `run_attacks`; tensors are what the caption encodes to (start) and what it does with
     the tokens found after each look, values have the tokens too. The record is of the whole search."""
-    jobs, skipped = _jobs(study, prompts, units, "unlearndiff")
+    jobs, skipped = _jobs(study, prompts, units, "unlearndiff", "unlearndiff")
     keys = {job.id: {**job.key, **dataclasses.asdict(plan), "prompt": job.prompt} for job in jobs}
     study.store.ask("unlearndiff", keys.values())
 
@@ -154,6 +154,7 @@ def _jobs(
     study: Study,
     prompts: Benchmark,
     units: Mapping[str, Units],
+    method: str,
     noise: str,
     *,
     count: int = 1,
@@ -170,7 +171,8 @@ def _jobs(
             skipped[i] = str(error)
             continue
         off = units.get(i)
-        key = {"image": digest(image), "units": off.fingerprint if off else None, **decided_by(study)}
+        key = {"image": digest(image), "units": off.fingerprint if off else None}
+        key |= decided_by(study, method)
         for k, j in itertools.product(range(count), range(1 + draws)):
             own = noise_seed(study.seed, f"{noise}/{i}", k)
             seed = noise_seed(study.seed, f"{noise}/{i}/{k}/draws", j) if j else own

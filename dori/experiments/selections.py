@@ -46,6 +46,11 @@ def named(setting: Setting) -> dict[str, str]:
     return {"method": method, "setting": label}
 
 
+def code_name(setting: Setting) -> str:
+    """The method's name in `dori.methods`."""
+    return type(setting).__name__.lower()
+
+
 def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, Units]:
     """What a method switches off for each prompt, by id."""
     decides = selection_key(study, setting)
@@ -65,7 +70,8 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
 def selection_key(study: Study, setting: Setting) -> dict:
     """What decides a selection besides the prompt or embedding it is for; NeMo's statistics are of regular
     prompts."""
-    decides = {**decided_by(study), "method": type(setting).__name__, **dataclasses.asdict(setting)}
+    decides = {**decided_by(study, code_name(setting)), "method": type(setting).__name__}
+    decides |= dataclasses.asdict(setting)
     if isinstance(setting, Nemo):
         decides["regular"] = hashlib.sha256("\n".join(study.regular.prompts()).encode()).hexdigest()[:16]
     return decides
@@ -97,7 +103,12 @@ def select_units(study: Study, embeds: Tensor, others: Sequence[str], setting: S
 def nemo_threshold(study: Study, setting: Nemo) -> float:
     """theta_mem of this model, from held-out prompts."""
     prompts = study.regular.head(CALIBRATION).prompts()
-    decides = {**decided_by(study), "prompts": prompts, "noise": setting.noise, "variant": setting.variant}
+    decides = {
+        **decided_by(study, "nemo"),
+        "prompts": prompts,
+        "noise": setting.noise,
+        "variant": setting.variant,
+    }
 
     def compute() -> Record:
         embeds = study.model.encode_prompts(prompts)
