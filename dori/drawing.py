@@ -128,7 +128,8 @@ def score_triggers(
     todo = parallel.missing(list(keys), lambda n: study.store.find("score", keys[n]) is not None)
     _draw_lacking(study, [triggers[n] for n in todo], sampling)
     for n in todo:
-        study.store.save("score", keys[n], _scored(study, prompts, triggers[n], sampling))
+        with study.store.timed("score"):
+            study.store.save("score", keys[n], _scored(study, prompts, triggers[n], sampling))
     parallel.wait()
     found = {n: study.store.find("score", key).values for n, key in keys.items()}
     lost = {triggers[n].id: values["failed"] for n, values in found.items() if "failed" in values}
@@ -246,11 +247,12 @@ def _draw(
     rows = rows_at_once(study)
     for ks in _batches(numbers, rows):
         for part in _batches(triggers, max(1, rows // len(ks))):
-            images = _batch(study, part, ks, sampling)
-            for n, trigger in enumerate(part):
-                keys = _image_keys(study, trigger, sampling)
-                for k, image in zip(ks, images[:, n], strict=True):
-                    study.store.save("image", keys[k], _image_record(image))
+            with study.store.timed("image"):
+                images = _batch(study, part, ks, sampling)
+                for n, trigger in enumerate(part):
+                    keys = _image_keys(study, trigger, sampling)
+                    for k, image in zip(ks, images[:, n], strict=True):
+                        study.store.save("image", keys[k], _image_record(image))
             if bar is not None:
                 bar.update(len(ks) * len(part))
 

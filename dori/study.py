@@ -188,7 +188,8 @@ def open_study(
     prompts = load_benchmark(benchmark)
     regular = load_benchmark("regular") if str(benchmark) == "testbed" else prompts.select(kind="none")
     store = RunStore(run_dir, archive)
-    adapter = TextToImageModel.load(model, device=device, dtype=dtype)
+    with store.timed("loading"):
+        adapter = TextToImageModel.load(model, device=device, dtype=dtype)
     return Study(
         adapter,
         prompts.select(kind=["verbatim", "template"]),

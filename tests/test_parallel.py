@@ -87,7 +87,10 @@ def test_two_processes_attack_as_one_and_go_on_after_a_kill(tiny_dir, benchmark_
     one, two = (json.loads((run / "summary.json").read_text()) for run in (alone, both))
     assert one["by_kind"].keys() == two["by_kind"].keys()
     assert one["n"] == two["n"]
-    assert json.loads((both / "provenance.json").read_text())["processes"] == 2
+    said = json.loads((both / "provenance.json").read_text())
+    assert said["processes"] == 2
+    assert {"loading", "attack", "image", "score"} <= said["stage_seconds"].keys()
+    assert len(list((both / "seconds").glob("*.json"))) == 4, "two processes, and two more"
 
 
 def test_two_processes_train_as_one(tiny_dir, training_csv, tmp_path):

@@ -68,9 +68,10 @@ def _levels(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
     todo = parallel.missing(memories, lambda m: study.store.find("locality", keys[m.id]) is not None)
     with parallel.apart():
         for m in todo:
-            rows = _measured(m, near[m.id])[["level", "index"]].astype(object)
-            values = {level: None if pd.isna(value) else value for level, value in rows.to_numpy()}
-            study.store.save("locality", keys[m.id], Record(values))
+            with study.store.timed("locality"):
+                rows = _measured(m, near[m.id])[["level", "index"]].astype(object)
+                values = {level: None if pd.isna(value) else value for level, value in rows.to_numpy()}
+                study.store.save("locality", keys[m.id], Record(values))
     parallel.wait()
     found = {i: study.store.find("locality", key).values for i, key in keys.items()}
     rows = [(level, ORDINARY, i, value) for i, values in found.items() for level, value in values.items()]

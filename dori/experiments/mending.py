@@ -53,7 +53,8 @@ def mend(study: Study, prompts: Benchmark, method: str, settings: curing.Setting
     key = content_key(decides)
     if provenance(out).get("key") != key:
         folder = workplace(out) / f"training-{key}"
-        done = curing.cure(study, method, prompts, folder, settings)
+        with study.store.timed("training"):
+            done = curing.cure(study, method, prompts, folder, settings)
         about = {
             "key": key,
             "command": COMMAND,

@@ -90,11 +90,11 @@ def _pooled_norms(study: Study, prompts: Sequence[str], setting: Wanda) -> dict[
     size, squares = rows_at_once(study), {}
     with progress(len(missing), "Wanda") as bar:
         for part in (missing[k : k + size] for k in range(0, len(missing), size)):
-            found = column_norms(study.model, study.model.encode_prompts(part), setting, batch_size=size)
-            for n, prompt in enumerate(part):
-                study.store.save(
-                    "norms", keys[prompt], Record({}, {k: x[n].clone() for k, x in found.items()})
-                )
+            with study.store.timed("norms"):
+                found = column_norms(study.model, study.model.encode_prompts(part), setting, batch_size=size)
+                for n, prompt in enumerate(part):
+                    norms = Record({}, {k: x[n].clone() for k, x in found.items()})
+                    study.store.save("norms", keys[prompt], norms)
             bar.update(len(part))
     parallel.wait()
     for prompt, times in Counter(prompts).items():

@@ -108,7 +108,7 @@ def run_searches(
                 record = Record({"losses": found.losses[n, :step].tolist()}, {"embeds": y[n].clone()})
                 study.store.save("attack", {**keys[job.place], "step": step}, record)
 
-    return _run(study, jobs, skipped, stored, search)
+    return _run(study, "attack", jobs, skipped, stored, search)
 
 
 def run_unlearndiff(study: Study, prompts: Benchmark, plan: UnlearnDiff, units: Mapping[str, Units]) -> Found:
@@ -137,7 +137,7 @@ def run_unlearndiff(study: Study, prompts: Benchmark, plan: UnlearnDiff, units: 
             values = {"losses": found.losses[n].tolist(), "text": {s: x[n] for s, x in spellings.items()}}
             study.store.save("unlearndiff", keys[job.id], Record(values, tensors))
 
-    found, skipped = _run(study, jobs, skipped, stored, search)
+    found, skipped = _run(study, "unlearndiff", jobs, skipped, stored, search)
     return {place[0]: record for place, record in found.items()}, skipped
 
 
@@ -213,6 +213,7 @@ def _untaken(seeds: Sequence[int], n: int) -> int:
 
 def _run(
     study: Study,
+    stage: str,
     jobs: Sequence[Job],
     skipped: dict[str, str],
     stored: Callable[[Job], Record | None],
@@ -222,7 +223,8 @@ def _run(
     todo, size = parallel.missing(jobs, lambda job: stored(job) is not None), at_once(study)
     with progress(len(todo), "attack") as bar:
         for part in (todo[k : k + size] for k in range(0, len(todo), size)):
-            search(part)
+            with study.store.timed(stage):
+                search(part)
             bar.update(len(part))
     parallel.wait()
     found = {job: stored(job) for job in jobs}

@@ -59,10 +59,11 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
     todo = parallel.missing(list(others), lambda i: study.store.find("units", keys[i]) is not None)
     size = at_once(study)
     for part in (todo[k : k + size] for k in range(0, len(todo), size)):
-        embeds = study.model.encode_prompts(prompts.prompts(part))
-        found = select_units(study, embeds, [others[i] for i in part], setting)
-        for i, units in zip(part, found, strict=True):
-            study.store.save("units", keys[i], Record({"count": units.count}, dict(units)))
+        with study.store.timed("units"):
+            embeds = study.model.encode_prompts(prompts.prompts(part))
+            found = select_units(study, embeds, [others[i] for i in part], setting)
+            for i, units in zip(part, found, strict=True):
+                study.store.save("units", keys[i], Record({"count": units.count}, dict(units)))
     parallel.wait()
     return {i: Units(study.store.find("units", key).tensors) for i, key in keys.items()}
 
@@ -95,7 +96,8 @@ def select_units(study: Study, embeds: Tensor, others: Sequence[str], setting: S
     if isinstance(setting, Wanda):
         against, size = study.model.encode_prompts(others), rows_at_once(study)
         return wanda(study.model, embeds, settings=setting, reference_embeds=against, batch_size=size)
-    statistics = activation_statistics(study.model, study.regular.prompts(), up=setting.up)
+    with study.store.timed("statistics"):
+        statistics = activation_statistics(study.model, study.regular.prompts(), up=setting.up)
     threshold = nemo_threshold(study, setting) if setting.z is None else 0.0
     return nemo(study.model, embeds, statistics, threshold=threshold, settings=setting)
 
