@@ -1,11 +1,13 @@
-"""The commands on small SDXL and SD3 directories, from prompts to a mended model that loads."""
+"""The commands on small SDXL and SD3 directories, from prompts to a mended model that loads; in halves, too."""
 
 import json
 
 import pandas as pd
 import pytest
+from conftest import one_line
 from pipelines import make_sd3, make_sdxl
 
+from dori.experiments.locality_levels import LEVELS
 from dori.model import TextToImageModel
 
 
@@ -18,14 +20,38 @@ def directory(request, tmp_path_factory):
     return path
 
 
-def test_evaluate_and_attack(command, directory, tmp_path):
-    assert command("evaluate", model=directory, seeds=1, out=tmp_path / "e")[0] == 0
-    assert len(pd.read_csv(tmp_path / "e" / "results.csv")) == 6
-    code, _, err = command("attack", model=directory, seeds=1, steps=[1], batch=1, out=tmp_path / "a")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_evaluate_and_attack(command, directory, tmp_path, dtype):
+    options = {"model": directory, "seeds": 1, "dtype": dtype}
+    assert command("evaluate", **options, out=tmp_path / "e")[0] == 0
+    drawn = pd.read_csv(tmp_path / "e" / "results.csv")
+    assert (len(drawn), drawn["score"].notna().all()) == (6, True)
+    code, _, err = command("attack", **options, steps=[1], batch=1, out=tmp_path / "a")
     assert (code, err) == (0, "")
     found = pd.read_csv(tmp_path / "a" / "results.csv")
-    assert len(found) > 0
+    assert len(found) == 4
     assert found["score"].notna().all()
+    assert (found["moved"] > 0).all()
+
+
+def test_a_search_for_words_says_why_it_cannot(command, directory):
+    assert "words for one text encoder" in one_line(command("attack", model=directory, method="unlearndiff"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_locality_measures_what_the_architecture_has(command, directory, lenient, tmp_path, dtype):
+    code, shown, err = command("locality", model=directory, id=["i0", "i1"], starts=2, dtype=dtype)
+    assert code == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["skipped"]["n"] == 0
+    measured = [level for level in LEVELS if summary["levels"][level]["value"] is not None]
+    lacking = ["one block at a time"] if "sd3" in directory.name else []  # text and image share one attention
+    assert measured == [level for level in LEVELS if level not in lacking]
+    assert list(summary["impossible"]) == lacking
+    assert err.count("\n") == len(lacking)
+    assert not lacking or "one block at a time: not measured: model" in err
+    for level in LEVELS:
+        assert level in shown
 
 
 @pytest.mark.parametrize(
