@@ -1,4 +1,4 @@
-"""The commands on small SDXL and SD3 directories, from prompts to a mended model that loads; in halves, too."""
+"""The commands on small SDXL and SD3 directories, from prompts to a mended model that loads."""
 
 import json
 

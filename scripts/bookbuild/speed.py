@@ -23,8 +23,8 @@ def speed_part(results: Path) -> str:
         goals = reports[0]["goals"]
         parts.append(
             f"No GPU was lent for this book. The goals for one are {100 * goals['utilisation']:.0f} % of the "
-            f"matrix product and {goals['images_per_hour']:,} images per hour at SD v1.4's size; figures of a "
-            "CPU say nothing about them, only how the ways compare there.\n"
+            f"matrix product and {goals['images_per_hour']:,} images per hour at SD v1.4's size; figures of "
+            "a CPU say nothing about them, only how the ways compare there.\n"
         )
     return "\n".join(parts)
 
