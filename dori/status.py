@@ -69,7 +69,7 @@ def _place(given: Path) -> Path:
         if (place / "records").is_dir() or any((place / n).is_file() for n in (PROGRESS, "provenance.json")):
             return place
     what = "holds no run" if given.is_dir() else "is not a directory"
-    raise DoriError(f"{given} {what}; give the --out of dori evaluate, attack or mitigate")
+    raise DoriError(f"{given} {what}; give the --out of dori evaluate, attack, locality or mitigate")
 
 
 def _stages(records: Path, asked: dict[str, list[str]]) -> list[Stage]:

@@ -70,3 +70,31 @@ def test_a_mitigated_model_is_a_plain_directory_of_the_same_kind(
     assert {name.rpartition(".")[0] for name in changed} <= set(layers)
     assert type(after.pipe) is type(before.pipe)
     assert after.defaults == before.defaults
+
+
+BRIEF = [f"{name}=1" for name in ("epochs", "steps", "search.steps")]
+TRAININGS = {
+    "adversarial": [*BRIEF, "at-once=2", "retain=2"],
+    "adversarial-lora": [*BRIEF, "at-once=2", "retain=2"],
+    "esd": ["steps=1"],
+    "concept-ablation": ["steps=1"],
+    "siss": ["steps=1"],
+}
+
+
+@pytest.mark.parametrize("method", TRAININGS)
+def test_a_training_saves_a_model_of_the_same_kind_or_says_why_not(
+    command, directory, training_csv, tmp_path, method
+):
+    pd.read_csv(training_csv).assign(paraphrases="red boat|blue boat").to_csv(training_csv, index=False)
+    options = {"model": directory, "benchmark": training_csv, "set": TRAININGS[method]}
+    if (method, directory.name) == ("esd", "make_sd3"):  # it trains cross-attention alone, as published
+        assert "no cross-attention that could be told another text" in one_line(
+            command("mitigate", method=method, **options)
+        )
+        return
+    assert command("mitigate", method=method, **options)[0] == 0
+    before, after = (TextToImageModel.load(path, device="cpu") for path in (directory, tmp_path / "run"))
+    assert type(after.pipe) is type(before.pipe)
+    assert after.fingerprint != before.fingerprint
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["unet_rows"] > 0
