@@ -33,7 +33,9 @@ def noise_differences(
     scheduler = model.new_scheduler()
     scheduler.set_timesteps(model.defaults.num_inference_steps)
     if len(scheduler.timesteps) <= VARIANTS[variant]:
-        raise DoriError(f"the variant {variant} looks at the second step; '{model.name}' has one: take clean")
+        raise DoriError(
+            f"NeMo's variant {variant} looks at the second step and '{model.name}' has one: take clean"
+        )
     t = scheduler.timesteps[VARIANTS[variant]].expand(len(seeds)).to(model.device)
     noise = model.initial_latents(seeds)
     with torch.no_grad():
