@@ -48,7 +48,8 @@ class Attack:
         counts = (self.steps,) if isinstance(self.steps, int) else self.steps
         object.__setattr__(self, "steps", tuple(sorted(set(counts))))
         wrong = {
-            f"initialisation '{self.init}': use {', '.join(INITS)}": self.init not in (*INITS, BETWEEN),
+            f"initialisation '{self.init}': use {', '.join((*INITS, BETWEEN))}": self.init
+            not in (*INITS, BETWEEN),
             f"optimiser '{self.optimizer}': use {', '.join(OPTIMIZERS)}": self.optimizer not in OPTIMIZERS,
             f"attack steps {list(self.steps)}: give whole numbers from 0 on": not self.steps
             or any(not isinstance(s, int) or s < 0 for s in self.steps),

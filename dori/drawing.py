@@ -20,6 +20,7 @@ from dori.benchmark import Benchmark
 from dori.errors import DoriError
 from dori.hooks import masked
 from dori.images import read_image, to_uint8
+from dori.methods import code_of
 from dori.metrics.copy import similarity
 from dori.metrics.replication import replication_table
 from dori.mitigation.units import Units
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from dori.study import Study
 
 log = logging.getLogger(__name__)
-VERSION = 1  # of sampling and scoring; raised when results change, so that old records do not count
 
 
 class NotFinite(DoriError):
@@ -128,7 +128,8 @@ def score_triggers(
     todo = parallel.missing(list(keys), lambda n: study.store.find("score", keys[n]) is not None)
     _draw_lacking(study, [triggers[n] for n in todo], sampling)
     for n in todo:
-        study.store.save("score", keys[n], _scored(study, prompts, triggers[n], sampling))
+        with study.store.timed("score"):
+            study.store.save("score", keys[n], _scored(study, prompts, triggers[n], sampling))
     parallel.wait()
     found = {n: study.store.find("score", key).values for n, key in keys.items()}
     lost = {triggers[n].id: values["failed"] for n, values in found.items() if "failed" in values}
@@ -197,9 +198,9 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def decided_by(study: "Study") -> dict:
-    """What decides any result of a study's model."""
-    return {**study.model.identity, "version": VERSION}
+def decided_by(study: "Study", *methods: str) -> dict:
+    """What decides any result of a study's model that these methods make (`methods.code_of`)."""
+    return {**study.model.identity, "version": 1, **code_of(*methods)}  # 1: of the keys, see methods.py
 
 
 def descriptor_key(study: "Study") -> str:
@@ -209,7 +210,11 @@ def descriptor_key(study: "Study") -> str:
 
 def _image_keys(study: "Study", trigger: Trigger, sampling: Sampling) -> list[dict]:
     """All that decides each image of a trigger."""
-    decides = {**decided_by(study), "guidance_scale": sampling.guidance_scale, "steps": sampling.steps}
+    decides = {
+        **decided_by(study, "sampling"),
+        "guidance_scale": sampling.guidance_scale,
+        "steps": sampling.steps,
+    }
     if trigger.prompt is None:
         decides["embedding"] = trigger.source or digest(trigger.embeds)
     else:  # the text, not what it encodes to: rounding differs by batch and number of threads
@@ -226,6 +231,7 @@ def _score_key(study: "Study", prompts: Benchmark, trigger: Trigger, sampling: S
         "images": _image_keys(study, trigger, sampling),
         "original": digest(original),
         "descriptor": descriptor_key(study),
+        **code_of("scoring"),
     }
 
 
@@ -241,11 +247,12 @@ def _draw(
     rows = rows_at_once(study)
     for ks in _batches(numbers, rows):
         for part in _batches(triggers, max(1, rows // len(ks))):
-            images = _batch(study, part, ks, sampling)
-            for n, trigger in enumerate(part):
-                keys = _image_keys(study, trigger, sampling)
-                for k, image in zip(ks, images[:, n], strict=True):
-                    study.store.save("image", keys[k], _image_record(image))
+            with study.store.timed("image"):
+                images = _batch(study, part, ks, sampling)
+                for n, trigger in enumerate(part):
+                    keys = _image_keys(study, trigger, sampling)
+                    for k, image in zip(ks, images[:, n], strict=True):
+                        study.store.save("image", keys[k], _image_record(image))
             if bar is not None:
                 bar.update(len(ks) * len(part))
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from dori import hub, known, parallel
@@ -32,8 +33,8 @@ class Defaults:
     """How a model is meant to be sampled; the values are those of the paper's SD v1.4 runs."""
 
     guidance_scale: float = 7.0
-    num_inference_steps: int = 50
-    image_size: int = 512  # pixels, square
+    num_inference_steps: PositiveInt = 50
+    image_size: PositiveInt = 512  # pixels, square
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -103,7 +104,11 @@ def read_defaults(model: str | Path, pipe: DiffusionPipeline) -> Defaults:
         said = {k: v for k, v in json.loads(path.read_text()).items() if k in Defaults.__dataclass_fields__}
     except (ValueError, AttributeError) as error:
         raise DoriError(f"{path}: not a JSON object ({error})") from None
-    return Defaults(**{**own, **said})
+    try:
+        return TypeAdapter(Defaults).validate_python({**own, **said})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DoriError(f"{path}: {first['loc'][0]} {first['input']}: {first['msg'].lower()}") from None
 
 
 def bundled_path(model: str | Path) -> Path | None:

@@ -152,8 +152,12 @@ class TextToImageModel:
         return self.predict_by(self.unet, noisy, timesteps, prompt_embeds)
 
     def predict_by(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """`predict` of another denoiser of the same kind, as a frozen copy of this one."""
-        return self.architecture.call(unet, noisy, timesteps.to(self.device), prompt_embeds)
+        """`predict` of another denoiser of the same kind, as a frozen copy of this one.
+
+        The embedding may be more precise than the model, as a search leaves it.
+        """
+        embeds = prompt_embeds.to(noisy.dtype)
+        return self.architecture.call(unet, noisy, timesteps.to(self.device), embeds)
 
     def predict_both(self, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """(unconditional, conditional) outputs from one call over [uncond; cond]."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dori.errors import DoriError
+from dori.stopwatch import seconds_in
 
 PROGRESS = "progress.json"  # what a command is doing in a run directory; written by `store`
 
@@ -33,6 +34,7 @@ class Status:
     stages: list[Stage]
     left_out: dict[str, str]  # ids or records that are in no denominator, with reasons
     wall_seconds: float | None  # of the run that finished
+    seconds: dict[str, float]  # by stage, of all processes and all runs of this directory
 
     @property
     def last(self) -> float | None:
@@ -57,6 +59,7 @@ def read_status(directory: Path) -> Status:
         stages,
         {row["id"]: row["reason"] for row in left_out} | failed,
         provenance.get("wall_seconds") if done else None,
+        seconds_in(directory) or provenance.get("stage_seconds", {}),
     )
 
 
@@ -66,7 +69,7 @@ def _place(given: Path) -> Path:
         if (place / "records").is_dir() or any((place / n).is_file() for n in (PROGRESS, "provenance.json")):
             return place
     what = "holds no run" if given.is_dir() else "is not a directory"
-    raise DoriError(f"{given} {what}; give the --out of dori evaluate, attack or mitigate")
+    raise DoriError(f"{given} {what}; give the --out of dori evaluate, attack, locality or mitigate")
 
 
 def _stages(records: Path, asked: dict[str, list[str]]) -> list[Stage]:

@@ -9,9 +9,8 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,9 @@ from torch import Tensor, nn
 
 from dori.archive import TOUCHED, Archive
 from dori.errors import DoriError
+from dori.files import atomic, write_json, writing
 from dori.status import PROGRESS
+from dori.stopwatch import Stopwatch, seconds_in
 
 PACKAGES = ("dori", "torch", "diffusers", "transformers", "numpy", "pandas", "scipy", "torchmetrics")
 
@@ -50,38 +51,6 @@ def weights_hash(modules: Iterable[nn.Module], settings: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` and move it there only when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp's 0600 would lock colleagues out of a shared run
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def writing(path: Path, *failures: type[Exception]) -> Iterator[None]:
-    """Turn what a full disk makes of the block into one line; `failures`: what else the writer raises."""
-    try:
-        yield
-    except (OSError, SafetensorError, *failures) as error:
-        raise DoriError(
-            f"cannot write {path} ({error}); what was written before is kept: make room, start again"
-        ) from None
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically, readable by people."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
-
-
 class RunStore:
     """Records under `directory/records/<stage>/<key>.json`, tensors beside them as .safetensors.
 
@@ -95,6 +64,7 @@ class RunStore:
         self.directory = Path(directory).expanduser()
         self.archive = archive
         self.started = time.time()
+        self.timed = Stopwatch(self.directory).timed  # `with store.timed("attack"):` counts the block
         self.computed = 0
         self.touched: set[str] = set()  # names of the records that were asked for and found
         self.shipped: set[str] = set()  # of them, those that came from the archive
@@ -156,12 +126,16 @@ class RunStore:
 
     def get(self, stage: str, decides: Mapping, compute: Callable[[], Record]) -> Record:
         """The stored record, computed and stored first if it is missing."""
-        return self.find(stage, decides) or self.save(stage, decides, compute())
+        found = self.find(stage, decides)
+        if found is None:
+            with self.timed(stage):
+                found = self.save(stage, decides, compute())
+        return found
 
     def announce(self, **about: object) -> None:
         """Write what is being done here, for `dori status`; `ask` is noted there from now on."""
         where = {"process": os.getpid(), "host": platform.node(), "started": _utc(time.time())}
-        code = {"versions": versions(), "commit": commit(), "machine": _machine()}
+        code = {"versions": versions(), "commit": commit(), "machine": machine()}
         self.about = {**about, **where, **code}
         self._note_progress()
 
@@ -176,14 +150,15 @@ class RunStore:
         write_json(self.directory / PROGRESS, {**self.about, "asked": asked})
 
     def provenance(self, **more: object) -> dict:
-        """Versions, commit, machine and wall time of this run, as a plain dict."""
+        """Versions, commit, machine, wall time of this run; seconds by stage of all runs in its directory."""
         return {
             "versions": {"python": platform.python_version(), **versions()},
             "commit": commit(),
-            "machine": _machine(),
+            "machine": machine(),
             "threads": torch.get_num_threads(),
             "started": _utc(self.started),
             "wall_seconds": round(time.time() - self.started, 2),
+            "stage_seconds": {k: round(v, 2) for k, v in seconds_in(self.directory).items()},
             "records_computed": self.computed,
             "records_shipped": len(self.shipped),
             "records_repeated": self.repeated(),
@@ -279,7 +254,8 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
+    """System, processor, cores and GPU that this runs on."""
     system, cores = platform.platform(), os.cpu_count()
     return {"system": system, "cpu": _cpu_name(), "cores": cores, "gpu": _gpu_name()}
 

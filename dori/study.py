@@ -12,7 +12,7 @@ import pandas as pd
 from dori import parallel
 from dori.archive import open_archive
 from dori.benchmark import Benchmark, load_benchmark
-from dori.drawing import VERSION, Sampling, generate_and_score, noise_seed, progress, stored_images
+from dori.drawing import Sampling, generate_and_score, noise_seed, progress, stored_images
 from dori.errors import DoriError
 from dori.metrics.copy import CopyDescriptor, load_descriptor
 from dori.metrics.intervals import Estimate
@@ -21,7 +21,6 @@ from dori.store import RunStore, commit, write_json
 
 __all__ = [  # with what a study's images are drawn by, so that a chapter imports from one place
     "PRESETS",
-    "VERSION",
     "Preset",
     "Sampling",
     "Study",
@@ -189,7 +188,8 @@ def open_study(
     prompts = load_benchmark(benchmark)
     regular = load_benchmark("regular") if str(benchmark) == "testbed" else prompts.select(kind="none")
     store = RunStore(run_dir, archive)
-    adapter = TextToImageModel.load(model, device=device, dtype=dtype)
+    with store.timed("loading"):
+        adapter = TextToImageModel.load(model, device=device, dtype=dtype)
     return Study(
         adapter,
         prompts.select(kind=["verbatim", "template"]),

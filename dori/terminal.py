@@ -80,6 +80,8 @@ def status_table(status: Status) -> Table:
     for stage in status.stages:
         counted = f"{stage.done} of {stage.asked}" if stage.asked is not None else f"{stage.kept}"
         table.add_row(f"records: {stage.name}", counted)
+    for name, seconds in status.seconds.items():
+        table.add_row(f"time: {name}", f"{seconds:.1f} s")
     table.add_row("left out", str(len(status.left_out)))
     table.add_row("last write", ago(status.last))
     if status.wall_seconds is not None:

@@ -28,6 +28,7 @@ from bookbuild import (
     reference,
     results,
     site,
+    speed,
     stage,
 )
 from bookbuild.execute import Executor, git_commit, read_records
@@ -97,6 +98,7 @@ def assemble(layout: Layout) -> None:
             "memory": pages.memory_part(),
             "columns": pages.columns_part(),
             "limits": pages.limits_part(),
+            "speed": speed.speed_part(layout.data / "results"),
             "assignments": classroom.assignments_part(),
             "rubric": classroom.rubric_part(),
             "cli": commands.commands_part(),

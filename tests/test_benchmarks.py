@@ -1,12 +1,14 @@
 """The plain ways that speed is measured against do the same work and come to the same results."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from bookbuild import speed
 from test_nemo import written  # noqa: F401
 
 from dori.attack import Attack, dori_attack
@@ -151,6 +153,36 @@ def test_all_ways_of_the_large_attack_come_to_the_same_losses(sd14, monkeypatch)
         # a share of a peak measured beside other programs may well exceed 1: only its definition can be held
         done = one["utilisation"] * one["matrix_teraflops"] * 1e12 * one["seconds"]
         assert done == pytest.approx(work * Attack().batch * 2 * 2)
+
+
+def test_a_report_is_shown_in_the_book(sd14, monkeypatch, tmp_path):
+    def measured(*arguments):
+        way = arguments[-1]
+        if way == sd14.ROUND:
+            return {"seconds": 90.0, "cpu_seconds": 80.0, "mib_peak": 3072.0, "images": 2, "steps": 2}
+        seconds = {"plain": 40.0}.get(way, 10.0)
+        found = {
+            "seconds": seconds,
+            "cpu_seconds": seconds / 2 + 1,
+            "images_per_hour": 7.2,
+            "mib_peak": 512.0,
+        }
+        return found | {"utilisation": 0.25, "matrix_teraflops": 1.0, "losses": [[1.0, 1.0]]}
+
+    monkeypatch.setattr(sd14, "alone", measured)
+    assert speed.speed_part(tmp_path) == "Nothing has been measured yet.\n"
+    sd14.main(["--size=tiny", "--device=cpu", f"--out={tmp_path / 'sd14_cpu.json'}"])
+    text = speed.speed_part(tmp_path)
+    assert "| batched, weights frozen | 10 | 4.00 | 3.50 | 7.2 | 25 % | 0.5 | 0 |" in text
+    assert (
+        "A round of adversarial fine-tuning: 90 s and 3.0 GiB at its peak, for 2 images and 2 steps" in text
+    )
+    assert "No GPU was lent" in text
+    report = json.loads((tmp_path / "sd14_cpu.json").read_text())
+    report["machine"]["gpu"] = "NVIDIA H200"
+    (tmp_path / "sd14_gpu.json").write_text(json.dumps(report))
+    assert "No GPU was lent" not in speed.speed_part(tmp_path)
+    assert "NVIDIA H200" in speed.speed_part(tmp_path)
 
 
 def test_the_work_of_a_row_is_counted(sd14, monkeypatch):

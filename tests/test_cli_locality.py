@@ -1,24 +1,12 @@
 """`dori locality`: a record per image, the files of a run, and nothing computed twice."""
 
-import dataclasses
 import json
 
 import pandas as pd
-import pytest
 from conftest import one_line
 
 from dori import parallel
 from dori.experiments.locality_levels import LEVELS
-from dori.experiments.locality_sizes import SIZES
-from dori.mitigation.nemo import Nemo
-
-
-@pytest.fixture
-def lenient(descriptor, monkeypatch):
-    """Every image counts as returned, so that a network that was never trained has triggers."""
-    monkeypatch.setattr(type(descriptor), "threshold", -1.1)
-    brief = dataclasses.replace(SIZES["smoke"], nemo=Nemo(z=1.0, up=True))  # its search takes the longest
-    monkeypatch.setitem(SIZES, "smoke", brief)
 
 
 def test_triggers_of_each_image_are_compared_at_every_level(command, lenient, tmp_path):
@@ -29,6 +17,7 @@ def test_triggers_of_each_image_are_compared_at_every_level(command, lenient, tm
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["n"], set(summary["levels"])) == (2, set(LEVELS))
     assert summary["triggers"]["random"]["value"] == 1.0
+    assert summary["impossible"] == {}
     table, levels = (pd.read_csv(run / f"{name}.csv") for name in ("results", "locality"))
     assert set(table["init"]) == {"random", "regular"}
     assert set(levels["image"]) == set(table["id"]) == {"i0", "i1"}
@@ -46,10 +35,15 @@ def test_without_triggers_and_regular_prompts_there_are_figures_for_none(command
     table = pd.read_csv(benchmark_csv)
     table[table["kind"] != "none"].to_csv(benchmark_csv, index=False)
     code, _, err = command("locality", starts=2, id="i1")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith(
+        "dori: weights (NeMo): not measured: NeMo compares with regular prompts: give --reg"
+    )
+    assert err.count("\n") == 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["n"], summary["searches"]) == (1, {"random": 2})
     assert summary["levels"]["embeddings"]["value"] is None
+    assert list(summary["impossible"]) == ["weights (NeMo)"]
 
 
 def test_a_directory_of_another_command_is_left_alone(command):

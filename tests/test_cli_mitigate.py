@@ -209,6 +209,7 @@ def test_prompts_need_no_images(run, out, benchmark_csv):
     ("options", "message"),
     [
         ({"method": "hope"}, "unknown method 'hope'; use nemo, wanda"),
+        ({"set": "seeds=1"}, "use 2 noises or more"),
         ({"sparsity": 0.1}, "--sparsity is no setting of nemo"),
         ({"method": "wanda", "z": 1.0}, "--z is no setting of wanda"),
         ({"method": "wanda", "sparsity": 2}, "Wanda with sparsity 2.0"),

@@ -5,16 +5,20 @@ import json
 import pandas as pd
 import pytest
 import torch
-from conftest import one_line
+from conftest import adapt, make_pipeline, one_line
 
+from dori.experiments.locality_levels import LEVELS
 from dori.loading import resolve_dtype
 from dori.model import TextToImageModel
 
+HALVES = ["bfloat16", "float16"]
 
+
+@pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", ["evaluate", "attack"])
-def test_half_precision_has_records_of_its_own(command, tmp_path, name):
+def test_half_precision_has_records_of_its_own(command, tmp_path, name, half):
     options = {"seeds": 1, "steps": 1, "id": "i1"}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", half):
         code, _, err = command(name, dtype=dtype, **options)
         assert (code, err) == (0, "")
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["dtype"] == dtype
@@ -22,7 +26,7 @@ def test_half_precision_has_records_of_its_own(command, tmp_path, name):
         assert found["records_computed"] > 0
         assert pd.read_csv(tmp_path / "run" / "results.csv")["score"].notna().all()
     kept = [json.loads(p.read_text())["decides"] for p in (tmp_path / "run").rglob("records/image/*.json")]
-    assert {record["dtype"] for record in kept} == {"torch.float32", "torch.bfloat16"}
+    assert {record["dtype"] for record in kept} == {"torch.float32", f"torch.{half}"}
 
 
 def test_unless_told_otherwise_weights_are_float32(command, tmp_path):
@@ -32,16 +36,43 @@ def test_unless_told_otherwise_weights_are_float32(command, tmp_path):
     assert found["records_computed"] == 0
 
 
-@pytest.mark.parametrize(
-    ("method", "options"), [("nemo", {"z": 1.0}), ("wanda", {"sparsity": 0.2, "steps": 1})]
-)
-def test_a_model_is_pruned_and_saved_in_half_precision(command, tmp_path, method, options):
-    out = tmp_path / "mended"
-    code, _, err = command("mitigate", method=method, out=out, dtype="bfloat16", **options)
+@pytest.mark.parametrize("half", HALVES)
+def test_words_are_searched_in_half_precision(command, tmp_path, half):
+    options = {"method": "unlearndiff", "timesteps": 2, "iterations": 2, "seeds": 1, "id": "i1"}
+    code, _, err = command("attack", dtype=half, **options)
     assert (code, err) == (0, "")
-    saved = TextToImageModel.load(out, device="cpu", dtype="bfloat16")
-    assert saved.dtype == torch.bfloat16
+    assert pd.read_csv(tmp_path / "run" / "results.csv")["score"].notna().all()
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_locality_is_measured_at_every_level_in_half_precision(command, lenient, tmp_path, half):
+    code, _, err = command("locality", id=["i0", "i1"], starts=2, dtype=half)
+    assert (code, err) == (0, "")
+    levels = json.loads((tmp_path / "run" / "summary.json").read_text())["levels"]
+    assert set(levels) == set(LEVELS)
+    assert all(one["value"] is not None for one in levels.values())
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    ("method", "options"), [("nemo", {"z": 1.0}), ("nemo", {}), ("wanda", {"sparsity": 0.2, "steps": 1})]
+)
+def test_a_model_is_pruned_and_saved_in_half_precision(command, tmp_path, method, options, half):
+    out = tmp_path / "mended"
+    code, _, err = command("mitigate", method=method, out=out, dtype=half, **options)
+    assert (code, err) == (0, "")
+    saved = TextToImageModel.load(out, device="cpu", dtype=half)
+    assert str(saved.dtype) == f"torch.{half}"
     assert any((p == 0).any() for p in saved.unet.parameters())
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_more_precise_embedding_is_read_as_the_model_can(half):
+    """What a search found is float32."""
+    model = adapt(make_pipeline().to(resolve_dtype(half)))
+    y = model.encode_prompts(["red boat"])
+    x, t = model.initial_latents([0]), torch.zeros(1, dtype=torch.long)
+    assert torch.equal(model.predict(x, t, y.float()), model.predict(x, t, y))
 
 
 def test_wrong_precisions_are_one_line(command, tmp_path):

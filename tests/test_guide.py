@@ -165,13 +165,17 @@ def test_benchmarks_are_checked_fetched_and_measured_as_the_guide_says(
 
 
 @pytest.mark.parametrize("command", of("clusters.md", "accelerate"))
-def test_several_processes_are_started_as_the_guide_says(command, tmp_path, filled):
+def test_several_processes_are_started_as_the_guide_says(command, tmp_path, filled, monkeypatch, capsys):
     words = filled(command)[2:]
     words += ["--preset=smoke"]
     if "mitigate" in words:
         words += BRIEF
     start(words, tmp_path, f"--main_process_port={free_port()}")
     assert (tmp_path / words[words.index("--out") + 1] / "provenance.json").is_file()
+    monkeypatch.chdir(tmp_path)
+    for asked in of("clusters.md", "dori") if "attack" in words else ():
+        assert main(shlex.split(asked)[1:]) == 0
+        assert "time: attack" in capsys.readouterr().out
 
 
 def test_the_slurm_script_joins_the_nodes(tmp_path, filled, tiny_dir, training_csv):

@@ -119,6 +119,24 @@ def test_an_index_that_names_something_else(tiny_dir, load, tmp_path, change, wh
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "not a JSON object"),
+        ("[]", "not a JSON object"),
+        ('{"image_size": "large"}', "image_size large"),
+        ('{"num_inference_steps": 0}', "num_inference_steps 0"),
+        ('{"guidance_scale": null}', "guidance_scale None"),
+    ],
+)
+def test_settings_that_are_none_are_one_line(tiny_dir, load, tmp_path, text, why):
+    path = shutil.copytree(tiny_dir, tmp_path / "m")
+    (path / "dori.json").write_text(text)
+    with pytest.raises(DoriError, match=why) as found:
+        load(path)
+    assert "\n" not in str(found.value)
+
+
 # --- known models ---
 
 PUBLISHED = {

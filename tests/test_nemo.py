@@ -1,5 +1,7 @@
 """NeMo against its definition: hand-made cases, planted neurons, and a plain re-computation."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import TOKENS, WORDS, adapt, make_pipeline
@@ -91,6 +93,16 @@ def test_the_difference_is_taken_at_the_right_timestep_of_the_unstepped_noise(ti
     torch.testing.assert_close(noise_differences(tiny_model, embeds, [3], variant=variant), expected)
     with pytest.raises(DoriError, match="clean"):
         noise_differences(tiny_model, embeds, [3], variant="stepped")
+
+
+def test_of_a_single_step_there_is_no_second(tiny_model, monkeypatch):
+    monkeypatch.setattr(
+        tiny_model, "defaults", dataclasses.replace(tiny_model.defaults, num_inference_steps=1)
+    )
+    embeds = tiny_model.encode_prompts(PROMPTS[:1])
+    with pytest.raises(DoriError, match="looks at the second step"):
+        noise_differences(tiny_model, embeds, [3])
+    assert noise_differences(tiny_model, embeds, [3], variant="clean").isfinite().all()
 
 
 def test_the_threshold_is_mean_and_deviation_of_all_pairs(tiny_model):

@@ -87,7 +87,27 @@ def test_two_processes_attack_as_one_and_go_on_after_a_kill(tiny_dir, benchmark_
     one, two = (json.loads((run / "summary.json").read_text()) for run in (alone, both))
     assert one["by_kind"].keys() == two["by_kind"].keys()
     assert one["n"] == two["n"]
-    assert json.loads((both / "provenance.json").read_text())["processes"] == 2
+    said = json.loads((both / "provenance.json").read_text())
+    assert said["processes"] == 2
+    assert {"loading", "attack", "image", "score"} <= said["stage_seconds"].keys()
+    assert len(list((both / "seconds").glob("*.json"))) == 4, "two processes, and two more"
+
+
+def test_two_processes_evaluate_as_one(tiny_dir, benchmark_csv, tmp_path):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    asked = ["evaluate", "--clip=bundled", "--fid=clip"]
+    assert main([*asked, *options(tiny_dir, benchmark_csv, alone)]) == 0
+    process = launched([*asked, *options(tiny_dir, benchmark_csv, both)], free_port())
+    said = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, said
+    assert said.count("records computed in this run") == 1
+    assert len(scores(alone)) == 12
+    pd.testing.assert_series_equal(scores(both), scores(alone), atol=1e-3, rtol=0)
+    one, two = (json.loads((run / "summary.json").read_text()) for run in (alone, both))
+    assert one["by_kind"] == two["by_kind"]
+    assert one["fidelity"]["fid"] == pytest.approx(two["fidelity"]["fid"], abs=1e-3)
+    computed = json.loads((both / "provenance.json").read_text())["records_computed"]
+    assert computed == 9, "half of 12 images and 6 scores"
 
 
 def test_two_processes_train_as_one(tiny_dir, training_csv, tmp_path):

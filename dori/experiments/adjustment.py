@@ -76,7 +76,7 @@ def _scores(
     seeds = [noise_seed(study.seed, item, k) for k in range(sampling.seeds)]
     prompt = prompts.table.loc[item, "prompt"]
     decides = {
-        **decided_by(study),
+        **decided_by(study, "adjustment"),
         **dataclasses.asdict(settings),
         **dataclasses.asdict(sampling),
         "prompt": prompt,

@@ -112,7 +112,7 @@ def cure(
 def _counted(unet: nn.Module) -> Iterator[list[int]]:
     """How many rows each forward pass had."""
     rows: list[int] = []
-    hook = unet.register_forward_pre_hook(lambda _, taken: rows.append(len(taken[0])))
+    hook = unet.register_forward_hook(lambda _, __, found: rows.append(len(found[0])))
     try:
         yield rows
     finally:

@@ -129,7 +129,7 @@ def surrogates_for(
     originals = prompts.images(size=study.model.defaults.image_size)
     regular = search_prompts(study)
     decides = {
-        **decided_by(study),
+        **decided_by(study, "surrogates"),
         **dataclasses.asdict(plan),
         "prompts": targets.prompts,
         "originals": digest(originals),

@@ -32,7 +32,8 @@ def evaluate(
     if clip:
         texts = dict(zip(measured.ids, measured.prompts(), strict=True))
         drawn = stored_images(study, measured, sampling)
-        found = [clip_alignment(clip, images, [texts[i]] * len(images)) for i, images in drawn]
+        with study.store.timed("alignment"):
+            found = [clip_alignment(clip, images, [texts[i]] * len(images)) for i, images in drawn]
         table["alignment"] = torch.cat(found).tolist()
     summary = {
         **about(study, prompts, sampling, command="evaluate"),
@@ -45,7 +46,8 @@ def evaluate(
         for kind, part in table.groupby("kind", sort=False):
             summary["by_kind"][kind]["alignment"] = plain(bootstrap(part["alignment"], by=part["id"]))
     if features:
-        summary["fidelity"] = _fidelity(study, measured.select(kind="none"), sampling, features)
+        with study.store.timed("fidelity"):
+            summary["fidelity"] = _fidelity(study, measured.select(kind="none"), sampling, features)
     write_run(study, table, summary)
     return summary
 

@@ -83,7 +83,7 @@ def _scores(memory: Memory, found: Sequence[Found], layer: str) -> list[list[flo
     study, drawn = memory.study, sampling(memory.study)
     original = memory.prompts.images(size=study.model.defaults.image_size)
     noise = [noise_seed(study.seed, memory.id, k) for k in range(drawn.seeds)]
-    decides = {**decided_by(study), "embeddings": [digest(f.embeds) for f in found], "layer": layer,
+    decides = {**decided_by(study, "blocks"), "embeddings": [digest(f.embeds) for f in found], "layer": layer,
                "guidance_scale": drawn.guidance_scale, "steps": drawn.steps, "noise": noise,
                "original": digest(original), "descriptor": study.descriptor.name,
                "weights": getattr(study.descriptor, "fingerprint", "")}  # fmt: skip

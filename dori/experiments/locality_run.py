@@ -5,6 +5,7 @@ then each takes images of its own, and what is found of an image is one record.
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import pandas as pd
@@ -12,6 +13,7 @@ import pandas as pd
 from dori import parallel
 from dori.benchmark import Benchmark
 from dori.drawing import decided_by, descriptor_key, digest
+from dori.errors import DoriError
 from dori.experiments.locality_activations import meeting
 from dori.experiments.locality_blocks import table as block_table
 from dori.experiments.locality_directions import table as direction_table
@@ -28,14 +30,20 @@ from dori.study import Study
 NEAR = 3  # images whose triggers an image's are compared with: of all of them, work would grow as the square
 LOST = "no search of it came to an end that could be drawn"
 
+log = logging.getLogger(__name__)
+
 
 def locate(study: Study, prompts: Benchmark, starts: int | None = None) -> dict:
     """Search for triggers of every image, from `starts` of each sort, and compare them at every level.
 
     Writes results.csv (a row per trigger and image drawn), locality.csv (a row per image and level),
-    summary.json and provenance.json. Returns the summary. Raises DoriError if nothing can be searched for.
+    summary.json and provenance.json. Returns the summary; its `impossible` has the levels that cannot be
+    measured here, with reasons, which are logged, too. Raises DoriError if nothing can be searched for.
     """
     study.model.value_layers()  # without cross-attention an embedding changes nothing
+    lacking = impossible(study)
+    for level, reason in lacking.items() if parallel.first() else ():
+        log.warning("%s: not measured: %s", level, reason)
     announce(study, prompts, command="locality")
     size = sizes(study)
     counts = {"random": starts or size.random, "regular": starts or size.regular}
@@ -53,12 +61,25 @@ def locate(study: Study, prompts: Benchmark, starts: int | None = None) -> dict:
         "skipped": left_out(prompts, table),
         "triggers": by_start,
         "levels": {level: plain(index(levels, level)) for level in LEVELS},
+        "impossible": lacking,
     }
     if parallel.first():
         with atomic(study.store.directory / "locality.csv") as temporary:
             levels.drop(columns="memory").to_csv(temporary, index=False)
     write_run(study, table, summary)
     return summary
+
+
+def impossible(study: Study) -> dict[str, str]:
+    """Levels that cannot be measured of this model with these prompts, and why."""
+    found = {}
+    if len(study.regular) < 2:
+        found["weights (NeMo)"] = "NeMo compares with regular prompts: give --regular, or rows of kind none"
+    try:
+        study.model.cross_attention()
+    except DoriError as error:
+        found["one block at a time"] = str(error)
+    return found
 
 
 def _levels(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
@@ -69,9 +90,10 @@ def _levels(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
     todo = parallel.missing(memories, lambda m: study.store.find("locality", keys[m.id]) is not None)
     with parallel.apart():
         for m in todo:
-            rows = _measured(m, near[m.id])[["level", "index"]].astype(object)
-            values = {level: None if pd.isna(value) else value for level, value in rows.to_numpy()}
-            study.store.save("locality", keys[m.id], Record(values))
+            with study.store.timed("locality"):
+                rows = _measured(m, near[m.id])[["level", "index"]].astype(object)
+                values = {level: None if pd.isna(value) else value for level, value in rows.to_numpy()}
+                study.store.save("locality", keys[m.id], Record(values))
     parallel.wait()
     found = {i: study.store.find("locality", key).values for i, key in keys.items()}
     rows = [(level, ORDINARY, i, value) for i, values in found.items() for level, value in values.items()]
@@ -100,7 +122,7 @@ def _near(memories: Sequence[Memory], n: int) -> list[Memory]:
 def _key(study: Study, memory: Memory, others: Sequence[Memory]) -> dict:
     """All that decides an image's indices: triggers, those of the others, sizes, settings, descriptor."""
     return {
-        **decided_by(study),
+        **decided_by(study, "locality"),
         "image": memory.id,
         "triggers": [digest(f.embeds) for f in memory.triggers()],
         "others": [digest(f.embeds) for m in others for f in m.triggers()],

@@ -39,8 +39,9 @@ def units_of(study: Study, found: Sequence[Found], setting: Setting) -> dict[str
     keys = {f.name: {**decides, "embedding": f.source or digest(f.embeds)} for f in found}
     todo = [f for f in found if not study.store.has("units", keys[f.name])]
     for f in todo:  # one at a time: nothing is lost, and a search is long enough for a batch of its own
-        units = select_units(study, f.embeds[None].to(study.model.device), [""], setting)[0]
-        study.store.save("units", keys[f.name], Record({"count": units.count}, dict(units)))
+        with study.store.timed("units"):
+            units = select_units(study, f.embeds[None].to(study.model.device), [""], setting)[0]
+            study.store.save("units", keys[f.name], Record({"count": units.count}, dict(units)))
     return {name: Units(study.store.get("units", key, _missing).tensors) for name, key in keys.items()}
 
 

@@ -42,13 +42,19 @@ def mend(study: Study, prompts: Benchmark, method: str, settings: curing.Setting
     DoriError as `curing.cure` does.
     """
     images = digest(prompts.images(size=study.model.defaults.image_size))
-    decides = {**decided_by(study), "method": method, **dataclasses.asdict(settings), "seed": study.seed}
+    decides = {
+        **decided_by(study, method),
+        "method": method,
+        **dataclasses.asdict(settings),
+        "seed": study.seed,
+    }
     decides |= {"prompts": prompts.prompts(), "images": images, "regular": study.regular.prompts()}
     decides |= {"descriptor": descriptor_key(study)} | dataclasses.asdict(study.model.defaults)
     key = content_key(decides)
     if provenance(out).get("key") != key:
         folder = workplace(out) / f"training-{key}"
-        done = curing.cure(study, method, prompts, folder, settings)
+        with study.store.timed("training"):
+            done = curing.cure(study, method, prompts, folder, settings)
         about = {
             "key": key,
             "command": COMMAND,

@@ -15,7 +15,7 @@ from dori.errors import DoriError
 from dori.experiments.modelfiles import COMMAND, provenance, put, workplace, write_model
 from dori.experiments.options import chosen
 from dori.experiments.runfiles import left_out
-from dori.experiments.selections import Setting, find_units, named, reference_prompts
+from dori.experiments.selections import Setting, code_name, find_units, named, reference_prompts
 from dori.hooks import preserved
 from dori.mitigation.nemo import Nemo
 from dori.mitigation.units import Units, union
@@ -37,7 +37,7 @@ def mitigate(study: Study, prompts: Benchmark, setting: Setting, out: Path) -> U
     `out` appears whole or not at all, and is left as it is if it holds this very model. Raises DoriError if
     the method finds nothing to switch off.
     """
-    decides = {**decided_by(study), **named(setting), **dataclasses.asdict(setting)}
+    decides = {**decided_by(study, code_name(setting)), **named(setting), **dataclasses.asdict(setting)}
     decides |= {"prompts": prompts.prompts(), "regular": study.regular.prompts()}
     decides |= dataclasses.asdict(study.model.defaults)  # of Wanda's norms, and saved
     if provenance(out).get("key") == content_key(decides):
@@ -82,7 +82,7 @@ def write_pruned(study: Study, units: Units, path: Path, about: Mapping[str, obj
 
 def _pooled_norms(study: Study, prompts: Sequence[str], setting: Wanda) -> dict[str, Tensor]:
     """Norms (steps, m) of each layer's input columns over the rows of all prompts together."""
-    own, decides = study.model.defaults, {**decided_by(study), **dataclasses.asdict(setting)}
+    own, decides = study.model.defaults, {**decided_by(study, "wanda"), **dataclasses.asdict(setting)}
     decides |= {"guidance_scale": own.guidance_scale, "of_steps": own.num_inference_steps}
     del decides["sparsity"], decides["reference"]  # matters of the masks
     keys = {prompt: {**decides, "prompt": prompt} for prompt in prompts}
@@ -90,11 +90,11 @@ def _pooled_norms(study: Study, prompts: Sequence[str], setting: Wanda) -> dict[
     size, squares = rows_at_once(study), {}
     with progress(len(missing), "Wanda") as bar:
         for part in (missing[k : k + size] for k in range(0, len(missing), size)):
-            found = column_norms(study.model, study.model.encode_prompts(part), setting, batch_size=size)
-            for n, prompt in enumerate(part):
-                study.store.save(
-                    "norms", keys[prompt], Record({}, {k: x[n].clone() for k, x in found.items()})
-                )
+            with study.store.timed("norms"):
+                found = column_norms(study.model, study.model.encode_prompts(part), setting, batch_size=size)
+                for n, prompt in enumerate(part):
+                    norms = Record({}, {k: x[n].clone() for k, x in found.items()})
+                    study.store.save("norms", keys[prompt], norms)
             bar.update(len(part))
     parallel.wait()
     for prompt, times in Counter(prompts).items():

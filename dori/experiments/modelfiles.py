@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from dori import parallel
 from dori.errors import DoriError
 from dori.loading import bundled_path
+from dori.stopwatch import FOLDER
 from dori.store import write_json, writing
 from dori.study import Study
 
@@ -56,7 +57,7 @@ def held(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in place.glob("*")] == [LOCK]:
+            if {path.name for path in place.glob("*")} <= {LOCK, FOLDER}:
                 shutil.rmtree(place, ignore_errors=True)
 
 

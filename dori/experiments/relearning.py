@@ -70,7 +70,7 @@ def relearned_table(
     """
     units, sampling = units or {}, sampling or study.sampling()
     decides = {
-        **decided_by(study),
+        **decided_by(study, "relearning"),
         **dataclasses.asdict(settings),
         "seed": study.seed,
         "prompts": list(prompts.ids),

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from dori.benchmark import Benchmark
 from dori.detection import magnitudes
+from dori.drawing import decided_by
 from dori.metrics.alignment import ClipScorer, attribute_accuracy
 from dori.metrics.copy import similarity
 from dori.metrics.fidelity import nearest_neighbours
 from dori.metrics.intervals import Estimate, bootstrap_table
 from dori.metrics.replication import rates
 from dori.store import Record
-from dori.study import VERSION, Sampling, Study, generate_and_score, noise_seed, progress, stored_images
+from dori.study import Sampling, Study, generate_and_score, noise_seed, progress, stored_images
 
 
 def memorized_prompts(study: Study) -> Benchmark:
@@ -234,7 +235,7 @@ def _magnitudes(study: Study, prompts: pd.Series) -> Iterator[tuple[str, list[fl
     with progress(len(prompts), "detection") as bar:
         for i, prompt in prompts.items():
             seeds = [noise_seed(study.seed, f"detection/{i}", k) for k in range(sampling.seeds)]
-            decides = {**study.model.identity, "version": VERSION, "prompt": prompt, "noise": seeds}
+            decides = {**decided_by(study, "detection"), "prompt": prompt, "noise": seeds}
             decides |= {"steps": sampling.steps}
             found = study.store.get("magnitude", decides, lambda p=prompt, s=seeds: _magnitude(study, p, s))
             bar.update()

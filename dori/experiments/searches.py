@@ -76,7 +76,7 @@ def run_searches(
     nothing is left.
     """
     noise = f"attack/{plan.init}"
-    jobs, skipped = _jobs(study, prompts, units, noise, count=count, draws=draws)
+    jobs, skipped = _jobs(study, prompts, units, "dori", noise, count=count, draws=draws)
     begins = {job.place: _begins(study, plan, job, noise) for job in jobs}
     starts = {at: _start(study, plan, prompt, seed) for at, (prompt, seed) in begins.items()}
     decides = dataclasses.asdict(plan)
@@ -108,13 +108,13 @@ def run_searches(
                 record = Record({"losses": found.losses[n, :step].tolist()}, {"embeds": y[n].clone()})
                 study.store.save("attack", {**keys[job.place], "step": step}, record)
 
-    return _run(study, jobs, skipped, stored, search)
+    return _run(study, "attack", jobs, skipped, stored, search)
 
 
 def run_unlearndiff(study: Study, prompts: Benchmark, plan: UnlearnDiff, units: Mapping[str, Units]) -> Found:
     """UnlearnDiffAtk: as `run_attacks`; tensors are what the caption encodes to (start) and what it does with
     the tokens found after each look, values have the tokens too. The record is of the whole search."""
-    jobs, skipped = _jobs(study, prompts, units, "unlearndiff")
+    jobs, skipped = _jobs(study, prompts, units, "unlearndiff", "unlearndiff")
     keys = {job.id: {**job.key, **dataclasses.asdict(plan), "prompt": job.prompt} for job in jobs}
     study.store.ask("unlearndiff", keys.values())
 
@@ -137,7 +137,7 @@ def run_unlearndiff(study: Study, prompts: Benchmark, plan: UnlearnDiff, units: 
             values = {"losses": found.losses[n].tolist(), "text": {s: x[n] for s, x in spellings.items()}}
             study.store.save("unlearndiff", keys[job.id], Record(values, tensors))
 
-    found, skipped = _run(study, jobs, skipped, stored, search)
+    found, skipped = _run(study, "unlearndiff", jobs, skipped, stored, search)
     return {place[0]: record for place, record in found.items()}, skipped
 
 
@@ -154,6 +154,7 @@ def _jobs(
     study: Study,
     prompts: Benchmark,
     units: Mapping[str, Units],
+    method: str,
     noise: str,
     *,
     count: int = 1,
@@ -170,7 +171,8 @@ def _jobs(
             skipped[i] = str(error)
             continue
         off = units.get(i)
-        key = {"image": digest(image), "units": off.fingerprint if off else None, **decided_by(study)}
+        key = {"image": digest(image), "units": off.fingerprint if off else None}
+        key |= decided_by(study, method)
         for k, j in itertools.product(range(count), range(1 + draws)):
             own = noise_seed(study.seed, f"{noise}/{i}", k)
             seed = noise_seed(study.seed, f"{noise}/{i}/{k}/draws", j) if j else own
@@ -211,6 +213,7 @@ def _untaken(seeds: Sequence[int], n: int) -> int:
 
 def _run(
     study: Study,
+    stage: str,
     jobs: Sequence[Job],
     skipped: dict[str, str],
     stored: Callable[[Job], Record | None],
@@ -220,7 +223,8 @@ def _run(
     todo, size = parallel.missing(jobs, lambda job: stored(job) is not None), at_once(study)
     with progress(len(todo), "attack") as bar:
         for part in (todo[k : k + size] for k in range(0, len(todo), size)):
-            search(part)
+            with study.store.timed(stage):
+                search(part)
             bar.update(len(part))
     parallel.wait()
     found = {job: stored(job) for job in jobs}

@@ -46,6 +46,11 @@ def named(setting: Setting) -> dict[str, str]:
     return {"method": method, "setting": label}
 
 
+def code_name(setting: Setting) -> str:
+    """The method's name in `dori.methods`."""
+    return type(setting).__name__.lower()
+
+
 def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, Units]:
     """What a method switches off for each prompt, by id."""
     decides = selection_key(study, setting)
@@ -54,10 +59,11 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
     todo = parallel.missing(list(others), lambda i: study.store.find("units", keys[i]) is not None)
     size = at_once(study)
     for part in (todo[k : k + size] for k in range(0, len(todo), size)):
-        embeds = study.model.encode_prompts(prompts.prompts(part))
-        found = select_units(study, embeds, [others[i] for i in part], setting)
-        for i, units in zip(part, found, strict=True):
-            study.store.save("units", keys[i], Record({"count": units.count}, dict(units)))
+        with study.store.timed("units"):
+            embeds = study.model.encode_prompts(prompts.prompts(part))
+            found = select_units(study, embeds, [others[i] for i in part], setting)
+            for i, units in zip(part, found, strict=True):
+                study.store.save("units", keys[i], Record({"count": units.count}, dict(units)))
     parallel.wait()
     return {i: Units(study.store.find("units", key).tensors) for i, key in keys.items()}
 
@@ -65,7 +71,8 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
 def selection_key(study: Study, setting: Setting) -> dict:
     """What decides a selection besides the prompt or embedding it is for; NeMo's statistics are of regular
     prompts."""
-    decides = {**decided_by(study), "method": type(setting).__name__, **dataclasses.asdict(setting)}
+    decides = {**decided_by(study, code_name(setting)), "method": type(setting).__name__}
+    decides |= dataclasses.asdict(setting)
     if isinstance(setting, Nemo):
         decides["regular"] = hashlib.sha256("\n".join(study.regular.prompts()).encode()).hexdigest()[:16]
     return decides
@@ -89,7 +96,8 @@ def select_units(study: Study, embeds: Tensor, others: Sequence[str], setting: S
     if isinstance(setting, Wanda):
         against, size = study.model.encode_prompts(others), rows_at_once(study)
         return wanda(study.model, embeds, settings=setting, reference_embeds=against, batch_size=size)
-    statistics = activation_statistics(study.model, study.regular.prompts(), up=setting.up)
+    with study.store.timed("statistics"):
+        statistics = activation_statistics(study.model, study.regular.prompts(), up=setting.up)
     threshold = nemo_threshold(study, setting) if setting.z is None else 0.0
     return nemo(study.model, embeds, statistics, threshold=threshold, settings=setting)
 
@@ -97,7 +105,12 @@ def select_units(study: Study, embeds: Tensor, others: Sequence[str], setting: S
 def nemo_threshold(study: Study, setting: Nemo) -> float:
     """theta_mem of this model, from held-out prompts."""
     prompts = study.regular.head(CALIBRATION).prompts()
-    decides = {**decided_by(study), "prompts": prompts, "noise": setting.noise, "variant": setting.variant}
+    decides = {
+        **decided_by(study, "nemo"),
+        "prompts": prompts,
+        "noise": setting.noise,
+        "variant": setting.variant,
+    }
 
     def compute() -> Record:
         embeds = study.model.encode_prompts(prompts)

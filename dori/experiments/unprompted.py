@@ -7,6 +7,7 @@ caption. Guidance and Wen's magnitude both subtract that prediction.
 import pandas as pd
 import torch
 
+from dori.methods import code_of
 from dori.metrics.copy import similarity
 from dori.store import Record
 from dori.study import Study, noise_seed
@@ -29,6 +30,7 @@ def _scores(study: Study, count: int) -> pd.DataFrame:
     seeds = [noise_seed(study.seed, "unprompted", k) for k in range(count)]
     steps, memorized = study.sampling().steps, study.memorized
     decides = {**study.model.identity, "noise": seeds, "steps": steps, "against": memorized.prompts()}
+    decides |= code_of("sampling", "scoring")
     decides["descriptor"] = getattr(study.descriptor, "fingerprint", study.descriptor.name)
 
     def compute() -> Record:

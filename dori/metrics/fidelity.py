@@ -54,7 +54,9 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """
     if min(len(real), len(generated)) < 2:
         return float("nan")
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1])).set_dtype(torch.float64)
+    # Of several processes each has all features: added up over them, they would count as more images.
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1]), sync_on_compute=False)
+    metric = metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     return float(metric.compute())

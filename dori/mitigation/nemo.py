@@ -31,7 +31,7 @@ MOST_AHEAD = 16  # sets asked for at once in the refinement
 
 @dataclass(frozen=True)
 class Nemo:
-    """Settings; the values are the published ones."""
+    """Settings; the values are the published ones. Raises DoriError for settings that make no sense."""
 
     seeds: int = 10  #: noises whose differences are compared
     seed: int = 1  #: the first of them
@@ -40,6 +40,12 @@ class Nemo:
     k: int = 0  #: with a fixed z: the k most active neurons of each layer besides
     refine: bool = True
     up: bool = False  #: look into the up blocks too; the published method does not
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2 or self.k < 0:
+            raise DoriError(
+                f"NeMo with {self.seeds} noises and k {self.k}: use 2 noises or more, k from 0 on"
+            )
 
     @property
     def noise(self) -> list[int]:

@@ -32,6 +32,10 @@ def noise_differences(
         raise DoriError(f"noise difference '{variant}': use {', '.join(VARIANTS)}")
     scheduler = model.new_scheduler()
     scheduler.set_timesteps(model.defaults.num_inference_steps)
+    if len(scheduler.timesteps) <= VARIANTS[variant]:
+        raise DoriError(
+            f"NeMo's variant {variant} looks at the second step and '{model.name}' has one: take clean"
+        )
     t = scheduler.timesteps[VARIANTS[variant]].expand(len(seeds)).to(model.device)
     noise = model.initial_latents(seeds)
     with torch.no_grad():

@@ -10,5 +10,6 @@ measured where the measurements came from
 pages    the generated pages: claims table, status and provenance
 parameters  tables from the parameters cells
 reference   pages of the Python reference
+speed    what the benchmark of SD v1.4's size measured
 site     configuration overlay, vendored JavaScript, the jupyter-book call
 """
