@@ -78,7 +78,7 @@ def impossible(study: Study) -> dict[str, str]:
     try:
         study.model.cross_attention()
     except DoriError as error:
-        found["one block at a time"] = str(error)
+        found |= dict.fromkeys(("one block at a time", "one block's directions"), str(error))
     return found
 
 
