@@ -39,7 +39,8 @@ def test_without_triggers_and_regular_prompts_there_are_figures_for_none(command
     assert err.startswith(
         "dori: weights (NeMo): not measured: NeMo compares with regular prompts: give --reg"
     )
-    assert err.count("\n") == 1
+    assert err.endswith("dori: no level: they compare triggers, and no image has two that bring it back\n")
+    assert err.count("\n") == 2
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["n"], summary["searches"]) == (1, {"random": 2})
     assert summary["levels"]["embeddings"]["value"] is None

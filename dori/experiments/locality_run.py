@@ -50,6 +50,8 @@ def locate(study: Study, prompts: Benchmark, starts: int | None = None) -> dict:
     if not len(study.regular):
         del counts["regular"]
     memories = searched(study, prompts, counts, kind=ORDINARY)
+    if parallel.first() and all(len(m.triggers()) < 2 for m in memories):
+        log.warning("no level: they compare triggers, and no image has two that bring it back")
     table = pd.concat([m.scores for m in memories], ignore_index=True)
     table.attrs["skipped"] = dict.fromkeys((i for i in prompts.ids if i not in set(table["id"])), LOST)
     levels = _levels(study, memories)

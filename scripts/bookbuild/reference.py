@@ -13,7 +13,7 @@ GROUPS = {  # page -> title, what it is about, and modules; a package stands for
     "study": (
         "Study",
         "what an experiment is given, and where its results are kept and judged",
-        ("study", "drawing", "store", "archive", "status", "claims", "errors"),
+        ("study", "drawing", "methods", "store", "archive", "status", "stopwatch", "claims", "errors"),
     ),
     "benchmark": (
         "Benchmarks",
