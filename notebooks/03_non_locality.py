@@ -333,7 +333,7 @@ Markdown(directions.door_said(doors))
 
 # %% mystnb={"figure": {"name": "fig-directions", "caption": "Share of triggers that no longer return the image when their way lacks what one block's most driven value neurons read."}, "image": {"alt": "For ordinary and for planted memories: the share of triggers that stop when the directions that one block reads most are taken from the way, by block, with a mark for each image.", "width": "100%"}} tags=["hide-input"]
 less = directions.table(memories)
-plots.block_need(blocks.stopped(less), "whose directions are taken away")
+plots.block_need(blocks.stopped(less), what="whose directions are taken away")
 
 # %% tags=["hide-input"]
 Markdown(directions.coarseness(memories))
