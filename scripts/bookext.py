@@ -77,11 +77,26 @@ def printed(body: str) -> str:
 
 
 def _fitted(found: re.Match[str]) -> str:
-    """A cell's dataframe: a short entry has one line, and many columns smaller letters (custom.css)."""
+    """A cell's dataframe: one row of headings, a short entry on one line, many columns in smaller letters
+    (custom.css)."""
     head, sep, rows = found[1].partition("<tbody>")
+    head = _one_heading(head)
     columns = max((row.count("<t") for row in re.findall(r"<tr.*?</tr>", rows, re.DOTALL)), default=1) - 1
     rows = re.sub(rf"<t([dh])>(?=[^<]{{1,{UNTORN}}}</t)", r'<t\1 class="untorn">', rows)
     return f'<table class="dataframe{" many" * (columns >= MANY)}">{head}{sep}{rows}</table>'
+
+
+def _one_heading(head: str) -> str:
+    """pandas puts the names of an index in a row of their own below the columns' names; into the gaps above
+    with them, where each gap has one."""
+    lines = re.findall(r"<tr.*?</tr>", head, re.DOTALL)
+    if len(lines) != 2:
+        return head
+    above, below = (re.findall(r"<th[^>]*>(.*?)</th>", line, re.DOTALL) for line in lines)
+    if len(above) != len(below) or any(bool(a) == bool(b) for a, b in zip(above, below, strict=True)):
+        return head
+    names = "".join(f"<th>{a or b}</th>" for a, b in zip(above, below, strict=True))
+    return f"<thead><tr>{names}</tr></thead>"
 
 
 def _set(text: str) -> str:

@@ -3,6 +3,7 @@
 import re
 import sys
 
+import pandas as pd
 import pytest
 
 bookext = pytest.importorskip("bookext", reason="Sphinx is not installed: pip install -e .[book]")
@@ -59,6 +60,16 @@ def test_numbers_are_set_as_in_print_but_in_code_and_formulas():
     )
     assert bookext.printed(kept) == kept
     assert bookext.COUNT.sub("x", "<td>12345</td><td>mem 12345</td>") == "<td>x</td><td>mem 12345</td>"
+
+
+def test_names_of_an_index_share_the_row_of_the_columns_names():
+    index = pd.MultiIndex.from_tuples([("a", 1)], names=["model", "steps"])
+    shown = bookext.FRAME.sub(bookext._fitted, pd.DataFrame({"MR": [0.5], "n": [8]}, index=index).to_html())
+    assert "<thead><tr><th>model</th><th>steps</th><th>MR</th><th>n</th></tr></thead>" in shown
+    both = pd.DataFrame({"MR": [0.5]}, index=index).rename_axis(columns="target").to_html()
+    assert bookext.FRAME.sub(bookext._fitted, both).count("<tr") == 3, "two names for one place stay apart"
+    plain = pd.DataFrame({"MR": [0.5]}).to_html()
+    assert "<th></th>" in bookext.FRAME.sub(bookext._fitted, plain)
 
 
 def test_a_dataframe_of_many_columns_has_smaller_letters_and_whole_short_cells():
