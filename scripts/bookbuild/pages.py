@@ -61,11 +61,11 @@ def chapter_link(chapter: str) -> str:
     return f"[{chapter.split('_')[0]}](notebooks/{chapter}.ipynb)"
 
 
-def cell_link(chapter: str, figure: Mapping[str, Any], rule: float | None = None) -> str:
+def cell_link(chapter: str, figure: Mapping[str, Any], rule: float | None = None, name: str = "") -> str:
     """A figure as a link to the cell that computed it; HTML, as the cell's id is the site's (bookext)."""
     if not figure.get("cell"):
-        return show(figure, rule)
-    return f'<a href="notebooks/{chapter}.html#cell-{figure["cell"]}">{show(figure, rule)}</a>'
+        return show(figure, rule, name)
+    return f'<a href="notebooks/{chapter}.html#cell-{figure["cell"]}">{show(figure, rule, name)}</a>'
 
 
 def pages_by_number(chapters: Iterable[str]) -> dict[str, str]:
@@ -76,7 +76,9 @@ def pages_by_number(chapters: Iterable[str]) -> dict[str, str]:
 def figure_link(verdict: Verdict, pages: Mapping[str, str]) -> str:
     """What was measured, as a link to its cell; "" where nothing was, or its chapter is not in this book."""
     page = pages.get(chapter_number(verdict.claim.chapter))
-    return cell_link(page, verdict.figure, verdict.claim.value) if page and verdict.figure else ""
+    if not (page and verdict.figure):
+        return ""
+    return cell_link(page, verdict.figure, verdict.claim.value, verdict.claim.metric)
 
 
 def verdicts_part(verdicts: list[Verdict], titles: Mapping[str, str]) -> str:
@@ -180,7 +182,7 @@ def figures_part(figures: Figures, verdicts: Iterable[Verdict] = ()) -> str:
     rows = []
     for chapter, name, figure in found:
         claim = claims.get((chapter_number(chapter), name))
-        value = cell_link(chapter, figure, claim.value if claim else None)
+        value = cell_link(chapter, figure, claim.value if claim else None, name)
         more = [figure.get(key) or "–" for key in differ]
         means = claim.claim if claim else words.get(name, "")
         rows.append([chapter_link(chapter), f"`{name}`", value, means, *more])
