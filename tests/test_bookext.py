@@ -17,7 +17,7 @@ Prose, outside of the reference, may name `dori.mitigation.units.Units`, too.
 MODULES = ("dori.mitigation.units", "dori.mitigation.esd", "dori.metrics.copy", "dori.experiments.options",
            "dori.mitigation")  # fmt: skip
 SETTINGS = {
-    "extensions": ["sphinx.ext.autodoc", "bookext"],
+    "extensions": ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "bookext"],
     "default_role": "literal",
     "autodoc_preserve_defaults": True,
     "python_maximum_signature_line_length": 100,
@@ -88,6 +88,11 @@ def test_a_dataframe_of_many_columns_has_smaller_letters_and_whole_short_cells()
 def test_names_lead_to_their_entries(page):
     assert link_of(page, "units.Units") == "#dori.mitigation.units.Units"
     assert link_of(page, "dori.mitigation.units.Units") == "#dori.mitigation.units.Units"
+
+
+def test_formulas_of_docstrings_reach_the_page_whole(page):
+    formula = r"\(\tilde e = e(x_t, t, c) - \eta\,(e(x_t, t, c) - e(x_t, t, \varnothing))\)"
+    assert f'<span class="math notranslate nohighlight">{formula}</span>' in page
 
 
 def test_a_long_signature_is_no_list_without_terms(page):

@@ -100,7 +100,11 @@ def adversarial(
     regular: Sequence[str] = (),
     part: str = PART,
 ) -> None:
-    """Train `model.unet` in place until no trigger that is found returns a target.
+    r"""Train `model.unet` in place until no trigger that is found returns a target.
+
+    A step lowers :math:`w\, \mathbb E \lVert \epsilon - \epsilon_\theta(\tilde x_t, t, y^\star) \rVert_2^2 +
+    \mathbb E \lVert \epsilon - \epsilon_\theta(x_t, t, c) \rVert_2^2`: triggers :math:`y^\star` are answered
+    with surrogates :math:`\tilde x`, w being the `weight` of that loss, and regular pairs (x, c) as before.
 
     `surrogates` are latents (S_i, C, h, w) of each target (`surrogates.make_surrogates`), `regular` prompts
     that searches may start from. A checkpoint after each round, `run_dir/<part>.pt`; a run that was stopped
