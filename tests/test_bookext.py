@@ -2,6 +2,7 @@
 
 import re
 import sys
+import types
 
 import pandas as pd
 import pytest
@@ -115,6 +116,15 @@ def test_docstrings_keep_their_quotes_and_long_names_can_be_divided(page):
     assert "<h2>dori.<wbr>mitigation.<wbr>units<" in page
     assert "“" not in page
     assert "”" not in page
+
+
+def test_pages_without_a_number_have_a_letter():
+    numbers = {"notebooks/00_background": {"displaymath": {"a": (1,), "b": (2,)}, "figure": {"c": (4,)}}}
+    env = types.SimpleNamespace(toc_fignumbers=numbers)
+    assert bookext._letter_numbers(None, env) == bookext._letter_numbers(None, env) == []
+    assert numbers == {
+        "notebooks/00_background": {"displaymath": {"a": ("B", 1), "b": ("B", 2)}, "figure": {"c": ("B", 1)}}
+    }
 
 
 def test_cells_of_a_wide_table_know_their_column():
