@@ -200,7 +200,7 @@ Markdown("""
 """)
 
 # %% [markdown]
-# ## Exercises
+# ## Try it yourself
 #
 # 1. Set `seed` to another number and run the page again. Which figures change, and which figure's message does not?
 # 2. In {eq}`eq-guidance`, what does a negative $g$ paint? Try `background.guidance_images(study, prompt, [-3.0])`.

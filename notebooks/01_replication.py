@@ -464,7 +464,7 @@ Markdown(f"""
 """)
 
 # %% [markdown]
-# ## Exercises
+# ## Try it yourself
 #
 # 1. MR takes the best of several seeds. Derive how it grows with their number if each image were a copy independently with probability
 #    $p$, and compare with {numref}`fig-seeds`. What does the difference say about the noise's part in replication?

@@ -410,7 +410,7 @@ study.finish()
 Markdown(takeaways.pruning(figures, chosen, losses=losses, gap_200=gap_200, gap_4=gap_4))
 
 # %% [markdown]
-# ## Exercises
+# ## Try it yourself
 #
 # 1. In {eq}`eq-wanda` the reference is the empty prompt. {ref}`replication` asks what the empty prompt itself returns. Which weights does a
 #    reference that remembers protect? Choose another one (`Wanda(reference="regular")`) and compare the prompts' rates and the search's.

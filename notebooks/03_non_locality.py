@@ -420,7 +420,7 @@ study.finish()
 Markdown(levels.conclusion(table))
 
 # %% [markdown]
-# ## Exercises
+# ## Try it yourself
 #
 # 1. At each step Adam moves a coordinate by about the learning rate at most. Compute the largest share of the distance between two random starts that a search
 #    can go at all. How does {numref}`fig-distances` change with a hundred times as many steps?
