@@ -302,7 +302,7 @@ main = pruned.most_silent(chosen)
 curves = retention.budget_runs(study, main)
 readable(rates_shown(curves, ["steps", "target"])[MR].unstack())
 
-# %% mystnb={"figure": {"name": "fig-budget", "caption": "Memorization rate against the steps of the search from the prompt: memorized images under pruning, the same images on the twin, and held-out images on the model as trained. Bars are Wilson's intervals; the targets stand beside each other at each number of steps."}, "image": {"alt": "Three curves of memorization rate against the number of search steps, for memorized images, the same images on the twin, and held-out images, with interval bars, and a vertical line where a control first exceeds one per cent, if any does.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-budget", "caption": "Memorization rate against the steps of the search from the prompt: memorized images under pruning, the same images on the twin, and held-out images on the model as trained. Bars are Wilson's intervals; the targets stand beside each other at each number of steps."}, "image": {"alt": "Three curves of memorization rate against the number of search steps, for memorized images, the same images on the twin, and held-out images, with interval bars, and a vertical line before the first number of steps at which a control exceeds one per cent, if there is one.", "width": "100%"}} tags=["hide-input"]
 plots.budget_curves(curves)
 
 # %% tags=["hide-input"]

@@ -59,8 +59,8 @@ def budget_curves(attacks: pd.DataFrame, *, ceiling: float = 0.01) -> Figure:
 
     `attacks` has a row per image: id, target, steps, replicated (`experiments.fragility.attack_controls`).
     Numbers of steps stand at equal distances, and targets beside each other, as intervals of several would
-    lie on one another. A vertical line marks where a control (the twin, a held-out image) first exceeds the
-    `ceiling`: up to there, what the search brings back is memory.
+    lie on one another. A vertical line stands before the first step at which a control (the twin, a held-out
+    image) exceeds the `ceiling`: up to there, what the search brings back is memory.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
     table, names = rates(attacks, ["target", "steps"]), list(dict.fromkeys(attacks["target"]))
@@ -72,7 +72,9 @@ def budget_curves(attacks: pd.DataFrame, *, ceiling: float = 0.01) -> Figure:
     _mark_controls(axis, table, ceiling)
     axis.set(xlabel="steps of the search", xticks=range(len(ticks)), xlim=(-0.5, len(ticks) - 0.5))
     axis.set_xticklabels([f"{t:g}" for t in ticks])
-    legend(axis)
+    handles, labels = axis.get_legend_handles_labels()
+    order = np.argsort(["control " in label for label in labels], kind="stable")
+    legend(axis, columns=2, handles=[handles[k] for k in order])
     rate_axis(axis)
     figure.tight_layout()
     return figure
@@ -101,8 +103,8 @@ def limit_rates(attacks: pd.DataFrame) -> Figure:
 
 
 def _mark_controls(axis: Axes, table: pd.DataFrame, ceiling: float) -> None:
-    """A line where the first of the controls exceeds the ceiling; the legend, which hides no data, has the
-    number, or says that none does."""
+    """A line before the number of steps at which the first of the controls exceeds the ceiling; the legend,
+    which hides no data, has that number, or says that none does."""
     controls = table[table["target"].isin(CONTROLS)]
     if controls.empty:
         return
@@ -110,9 +112,9 @@ def _mark_controls(axis: Axes, table: pd.DataFrame, ceiling: float) -> None:
     if step is None:
         axis.plot([], [], linestyle="none", label=f"no control above {text}")
         return
-    place = sorted(table["steps"].unique()).index(step)
-    words = f"a control first above {text}: {step:g} steps"
-    axis.axvline(place, color=INK, linestyle=(0, (1, 2)), linewidth=1.4, zorder=1, label=words)
+    place = sorted(table["steps"].unique()).index(step) - 0.5
+    axis.axvline(place, color=INK, linestyle="-.", linewidth=1.2,
+                 label=f"a control above {text}, from {step:g} steps on")  # fmt: skip
 
 
 def with_bars(

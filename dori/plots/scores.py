@@ -53,8 +53,9 @@ def strip_by_copies(table: pd.DataFrame, *, y: str = "score", label: str = "scor
     groups = sorted(table["group"].unique())
     for name, part in table.groupby("sort", sort=False):
         aside = 0.5 * (np.arange(len(part)) * GOLDEN % 1 - 0.5)  # as if drawn at random, and always the same
-        axis.scatter(np.searchsorted(groups, part["group"]) + aside, part[y], s=16, color=colour(name),
-                     marker=mark(name)["marker"], alpha=0.75, linewidths=0, label=name)  # fmt: skip
+        style = {"color": colour(name), "marker": mark(name)["marker"], "edgecolors": INK, "linewidths": 0.3}
+        x = np.searchsorted(groups, part["group"]) + aside
+        axis.scatter(x, part[y], s=18, alpha=0.85, label=name, **style)
     axis.set(xlabel="copies in the training set (0: never seen)", ylabel=label, xticks=range(len(groups)))
     axis.set_xticklabels([f"{g:g}" for g in groups])
     legend(axis)

@@ -140,6 +140,6 @@ def place(figure: Figure, **margins: float) -> None:
     figure.subplots_adjust(**{"left": 0.01, "right": 0.99, "top": 0.99, "bottom": 0.01, **margins})
 
 
-def legend(axis: Axes, columns: int = 3) -> None:
+def legend(axis: Axes, columns: int = 3, **more: object) -> None:
     """Above the axes, where it covers no data."""
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.3, title=None)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.3, title=None, **more)
