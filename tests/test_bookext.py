@@ -92,7 +92,7 @@ def test_names_lead_to_their_entries(page):
 
 
 def test_formulas_of_docstrings_reach_the_page_whole(page):
-    formula = r"\(\tilde e = e(x_t, t, c) - \eta\,(e(x_t, t, c) - e(x_t, t, \varnothing))\)"
+    formula = r"\(\tilde e = e_c - \eta\,(e_c - e_\varnothing)\)"
     assert f'<span class="math notranslate nohighlight">{formula}</span>' in page
 
 

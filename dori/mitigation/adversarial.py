@@ -102,9 +102,11 @@ def adversarial(
 ) -> None:
     r"""Train `model.unet` in place until no trigger that is found returns a target.
 
-    A step lowers :math:`w\, \mathbb E \lVert \epsilon - \epsilon_\theta(\tilde x_t, t, y^\star) \rVert_2^2 +
-    \mathbb E \lVert \epsilon - \epsilon_\theta(x_t, t, c) \rVert_2^2`: triggers :math:`y^\star` are answered
-    with surrogates :math:`\tilde x`, w being the `weight` of that loss, and regular pairs (x, c) as before.
+    A step lowers :math:`w L_{\text{adv}} + L_{\text{DM}}`, w the `weight`. Triggers :math:`y^\star` are
+    answered with surrogates :math:`\tilde x`,
+    :math:`L_{\text{adv}} = \mathbb E \lVert \epsilon - \epsilon_\theta(\tilde x_t, t, y^\star) \rVert_2^2`,
+    and regular pairs as before,
+    :math:`L_{\text{DM}} = \mathbb E \lVert \epsilon - \epsilon_\theta(x_t, t, c) \rVert_2^2`.
 
     `surrogates` are latents (S_i, C, h, w) of each target (`surrogates.make_surrogates`), `regular` prompts
     that searches may start from. A checkpoint after each round, `run_dir/<part>.pt`; a run that was stopped

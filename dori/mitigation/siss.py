@@ -169,8 +169,8 @@ def importance_weights(delta: Tensor, mixture: float) -> tuple[Tensor, Tensor]:
     :math:`w_a = 1 / ((1 - \lambda) e^{-\Delta} + \lambda)`, :math:`0 < \lambda < 1` the `mixture`.
 
     They are the densities of x_t given x and given a over that of the mixture; `delta` is the log of the
-    ratio of a's to x's, :math:`\Delta = (\lVert m - \alpha x \rVert^2 - \lVert m - \alpha a \rVert^2) /
-    (2 \sigma^2)`. As sigmoids, which do not overflow.
+    ratio of a's to x's, :math:`\Delta = (d_x - d_a) / (2 \sigma^2)` with :math:`d_z = \lVert m - \alpha z
+    \rVert^2`. As sigmoids, which do not overflow.
     """
     z = delta + math.log(mixture / (1 - mixture))
     return torch.sigmoid(-z) / (1 - mixture), torch.sigmoid(z) / mixture
