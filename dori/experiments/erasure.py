@@ -208,7 +208,7 @@ def costs(study: Study) -> pd.DataFrame:
         }
         for r in index.records().values()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("training")
 
 
 def epochs(study: Study) -> pd.DataFrame:
