@@ -92,7 +92,10 @@ def dori_attack(
     units: Masks | Sequence[Masks] | None = None,
     callback: Progress | None = None,
 ) -> Attacked:
-    """Search the embedding y that minimises E ||eps - eps_theta(alpha_t x_0 + sigma_t eps, t, y)||^2.
+    r"""Search the embedding that a frozen model denoises an image best with.
+
+    It is the y that minimises :math:`\mathbb E_{\epsilon,t}\,\lVert \epsilon - \epsilon_\theta(x_t, t, y)
+    \rVert_2^2` with :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon`, the loss that the model was trained with.
 
     `latents` (N, C, h, w) are the encoded images, `prompt_embeds` (N, T, D) where each search starts
     (`initial_embeds`). The draws of (eps, t) of a step are new each time and come from the image's own
@@ -183,7 +186,8 @@ class _Images:
 
 
 def denoising_losses(model: TextToImageModel, x0: Tensor, y: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """||target - prediction||^2 per latent entry of each draw and image, (draws, n); differentiable in y.
+    r"""The loss of each draw and image, (draws, n), differentiable in y:
+    :math:`\lVert \epsilon - \epsilon_\theta(x_t, t, y) \rVert_2^2` per latent entry, of v-models in v.
 
     x0 (n, C, h, w), y (n, T, D), noise (draws, n, C, h, w), t (draws, n). Row r of the batch is image
     r mod n, as units of n images want it.

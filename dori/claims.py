@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from dori.errors import DoriError
-from dori.metrics.intervals import fixed
+from dori.metrics.intervals import fixed, p_value
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 PRESET_ORDER = ("smoke", "quick", "full", "paper")
@@ -110,7 +110,7 @@ def claims_table(
                 "paper": show_number(claim.paper_value),
                 "source": claim.paper_source,
                 "rule": f"{claim.op} {claim.value:g}",
-                **_shown(figure, claim.value),
+                **_shown(figure, claim),
                 "verdict": verdict_words(claim, judge(claim, figure))
                 + (f"; {CROSSES}" if crosses(claim, figure) else ""),
             }
@@ -120,20 +120,22 @@ def claims_table(
     )
 
 
-def _shown(figure: Mapping[str, Any] | None, rule: float) -> dict[str, str]:
+def _shown(figure: Mapping[str, Any] | None, claim: Claim) -> dict[str, str]:
     """A figure's value, interval and n as text."""
     if figure is None or figure.get("value") is None:
         return {"here": "–", "interval": "–", "n": "–"}
-    here, interval = show_figure(figure, rule)
+    here, interval = show_figure(figure, claim.value, claim.metric)
     return {"here": here, "interval": interval or "–", "n": str(figure.get("n", "–"))}
 
 
-def show_figure(figure: Mapping[str, Any], rule: float | None = None) -> tuple[str, str]:
+def show_figure(figure: Mapping[str, Any], rule: float | None = None, name: str = "") -> tuple[str, str]:
     """A figure's value, and its interval in brackets (empty without one), all with the same decimals.
 
     That is two; four where a number would have no digit left; and as many as keep what is not equal to the
-    rule's number from looking so, at most four.
+    rule's number from looking so, at most four. A figure whose `name` ends in `_p` is a test's p.
     """
+    if name.endswith("_p") and figure.get("value") is not None:
+        return p_value(figure["value"]), ""
     numbers = [figure.get(key) for key in ("value", "low", "high")]
     if None in numbers:
         return show_number(numbers[0]), ""

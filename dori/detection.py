@@ -27,7 +27,8 @@ def magnitudes(
     guidance_scale: float | None = None,
     num_inference_steps: int | None = None,
 ) -> Tensor:
-    """Wen's magnitude ||eps_y - eps_0||_2 over all latent entries at the first DDIM steps: (B, steps).
+    r"""Wen's magnitude :math:`\lVert \epsilon_y - \epsilon_\varnothing \rVert_2` over all latent entries at
+    the first DDIM steps: (B, steps).
 
     One row per embedding (B, T, D) and seed. The score of a prompt is the mean over its seeds and steps;
     higher means memorized. For flow matching it is the difference of velocities. Two UNet forwards per seed

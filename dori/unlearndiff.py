@@ -69,7 +69,8 @@ def unlearndiff_attack(
     seeds: Sequence[int],
     units: Masks | Sequence[Masks] | None = None,
 ) -> Prefixed:
-    """Search k tokens before each caption whose embedding y minimises ||eps - eps_theta(x_t, t, y)||^2.
+    r"""Search k tokens before each caption whose embedding y minimises
+    :math:`\lVert \epsilon - \epsilon_\theta(x_t, t, y) \rVert_2^2`.
 
     Each token is a row of probabilities over the vocabulary, uniform at first; a drawn one-hot goes forward,
     its gradient (clipped to [-1, 1]) straight through to the row, and Adam's step is projected back onto the

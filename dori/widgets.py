@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dori.images import to_uint8
 from dori.metrics.intervals import fixed
-from dori.plots import trigger_card
+from dori.plots import printed, trigger_card
 
 
 def png(figure: Figure) -> bytes:
@@ -108,7 +108,9 @@ def stage_picker(gallery: Sequence[Mapping], *, threshold: float) -> ipywidgets.
         for entry in gallery
     ]
     outer = ipywidgets.Stack(stacks, selected_index=0)
-    choice = ipywidgets.Dropdown(options=[entry["prompt"] for entry in gallery], description="prompt")
+    choice = ipywidgets.Dropdown(
+        options=[printed(entry["prompt"]) for entry in gallery], description="prompt"
+    )
     slider = _slider(stages, "stage")
     _fit(choice)
     ipywidgets.jslink((choice, "index"), (outer, "selected_index"))
@@ -124,7 +126,7 @@ def _stage_html(entry: Mapping, first: str, stage: str, threshold: float) -> str
     told = f"copy score {fixed(score)}: {verdict}"
     frame = " dori-copy" if score > threshold else ""
     shown = [
-        (first, f"Training image of the prompt “{entry['prompt']}”.", "&nbsp;", ""),
+        (first, f"Training image of the prompt “{printed(entry['prompt'])}”.", "&nbsp;", ""),
         (stage, f"{stage}: what is painted, {told}.", f"<b>{told}</b>", frame),
     ]
     pictures = [

@@ -43,7 +43,7 @@ from dori.study import open_study
 # %%
 study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, records=records, run_dir=run_dir)
 prompt = background.example(study)
-Markdown(f"Model `{study.model.name}`, prompt “{prompt.prompts()[0]}”.")
+Markdown(f"Model `{study.model.name}`, prompt “{plots.printed(prompt.prompts()[0])}”.")
 
 # %% [markdown]
 # ## Destroying is easy
@@ -200,7 +200,7 @@ Markdown("""
 """)
 
 # %% [markdown]
-# ## Exercises
+# ## Try it yourself
 #
 # 1. Set `seed` to another number and run the page again. Which figures change, and which figure's message does not?
 # 2. In {eq}`eq-guidance`, what does a negative $g$ paint? Try `background.guidance_images(study, prompt, [-3.0])`.

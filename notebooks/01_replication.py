@@ -397,7 +397,8 @@ Markdown("Images of the empty prompt that copy a memorized image: " + "; ".join(
 #
 # First, the search must find memory and invent none. An embedding has many free numbers; a long enough search may write an image into
 # it that the model never saw. So the same search, {term}`DoRI` with the paper's settings, starts from the prompt of images of the most
-# duplicated level (their test half), from the same prompts on the twin, and from the captions of held-out images.
+# duplicated level (their test half), from the same prompts on the twin, and from the captions of held-out images. n counts the images searched for;
+# several are painted from what each search found, of which the best counts.
 
 # %%
 attacks = foundations.attacked(study)
@@ -420,7 +421,7 @@ Markdown("After the search: " + "; ".join(f"{target} {rate.percent}" for target,
 # memorization rate to a tenth, the one that keeps regular images most alike; where none does, the one that leaves the least. The
 # figure that counts is of the other half. *Conditional half*: the weights are chosen by the prompt's half of guidance alone.
 # Few settings are tried here, as all that is asked is whether there is one that works. {ref}`pruning-fragility` tries more by the same rule,
-# with sparsities between these, and so may choose another one.
+# with sparsities between these, and so may choose another one. In the table n is the column *prompts*: those that each setting was tried on.
 
 # %%
 silencing = foundations.silenced(study)
@@ -437,7 +438,7 @@ Markdown(f"Chosen: {silencing.chosen}. On the test half: MR {mr_pruned.percent}.
 # every number of copies. Where the curve as trained is at zero, there was nothing to silence; where both curves are high, the
 # memory was too strong for this pruning, and a later chapter that speaks of silenced prompts has to stay below that number.
 
-# %% mystnb={"figure": {"name": "fig-pruned-copies", "caption": "Memorization rate by copies, as trained and with each prompt's own pruning at the chosen setting, best of two images a prompt; bars are Wilson's intervals."}, "image": {"alt": "Memorization rate against the number of copies, one curve as trained and one pruned, with interval bars.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-pruned-copies", "caption": "Memorization rate by copies, as trained and with each prompt's own pruning at the chosen setting, best of two images a prompt; bars are Wilson's intervals. Prompts of both halves, also of the one that the setting was chosen on."}, "image": {"alt": "Memorization rate against the number of copies, one curve as trained and one pruned, with interval bars.", "width": "100%"}} tags=["hide-input"]
 by_copies = foundations.pruned_by_copies(study, silencing.chosen)
 plots.rate_curves(by_copies, x="copies", label="copies in the training set", by="weights", log=True)
 
@@ -463,7 +464,7 @@ Markdown(f"""
 """)
 
 # %% [markdown]
-# ## Exercises
+# ## Try it yourself
 #
 # 1. MR takes the best of several seeds. Derive how it grows with their number if each image were a copy independently with probability
 #    $p$, and compare with {numref}`fig-seeds`. What does the difference say about the noise's part in replication?

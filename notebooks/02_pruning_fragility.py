@@ -58,6 +58,7 @@ from dori.experiments.reach import reach_shown, reach_table
 from dori.experiments.replication import regular_prompts
 from dori.metrics.replication import MR, rates_shown
 from dori.study import open_study
+from dori.tables import readable
 
 # %%
 study = open_study(model=model, benchmark=benchmark, preset=preset, seed=seed, device=device, dtype=dtype, records=records, run_dir=run_dir)
@@ -150,7 +151,7 @@ pruned.trials(chosen)
 off = cuts.units_off(study, chosen)
 layers = cuts.layers(off)
 totals = layers.groupby(["setting", "id"], sort=False)["units"].sum()
-totals.groupby("setting", sort=False).agg(["median", "min", "max"]).astype(int)
+readable(totals.groupby("setting", sort=False).agg(["median", "min", "max"]).astype(int))
 
 # %% mystnb={"figure": {"name": "fig-layers", "caption": "Share of each layer's units that is switched off, one dot for each test prompt that it was made for; bars are means."}, "image": {"alt": "One panel for each pruning: bars over the layers of the network for the share of units switched off, with a dot for each prompt.", "width": "100%"}} tags=["hide-input"]
 plots.units_per_layer(layers)
@@ -299,9 +300,9 @@ Markdown(f"Free numbers of an embedding of this model: {study.model.unconditiona
 # %%
 main = pruned.most_silent(chosen)
 curves = retention.budget_runs(study, main)
-rates_shown(curves, ["steps", "target"])[MR].unstack("target")
+readable(rates_shown(curves, ["steps", "target"])[MR].unstack())
 
-# %% mystnb={"figure": {"name": "fig-budget", "caption": "Memorization rate against the steps of the search from the prompt: memorized images under pruning, the same images on the twin, and held-out images on the model as trained. Bands are Wilson's intervals."}, "image": {"alt": "Three curves of memorization rate against the number of search steps, for memorized images, the same images on the twin, and held-out images, with interval bands and a mark where a control first exceeds one per cent.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-budget", "caption": "Memorization rate against the steps of the search from the prompt: memorized images under pruning, the same images on the twin, and held-out images on the model as trained. Bars are Wilson's intervals; the targets stand beside each other at each number of steps."}, "image": {"alt": "Three curves of memorization rate against the number of search steps, for memorized images, the same images on the twin, and held-out images, with interval bars, and a vertical line before the first number of steps at which a control exceeds one per cent, if there is one.", "width": "100%"}} tags=["hide-input"]
 plots.budget_curves(curves)
 
 # %% tags=["hide-input"]
@@ -313,7 +314,7 @@ Markdown(f"Memorized images are under {main.label}. First number of steps, of th
 
 # %% [markdown]
 # A search is evidence of memory only as far as the controls stay down. Where they rise, a success is no longer evidence; a failure still is.
-# With few images a rate of zero does not exclude one in a hundred; the bands in the figure say how much it excludes. Intervals of
+# With few images a rate of zero does not exclude one in a hundred; the bars in the figure say how much it excludes. Intervals of
 # differences are Newcombe's {cite:p}`newcombe1998interval`, made of the two Wilson intervals.
 
 # %% [markdown]
@@ -349,7 +350,7 @@ Markdown(f"Successful searches from the prompt under pruning: median distance fr
 
 # %%
 limits = retention.limited_runs(study, main)
-rates_shown(limits, ["limit", "target"])[MR].unstack("target")
+readable(rates_shown(limits, ["limit", "target"])[MR].unstack())
 
 # %% mystnb={"figure": {"name": "fig-limits", "caption": "Memorization rate after a search with limits: so many tokens may move, or the embedding must stay within a radius, given in distances between two prompts. Memorized images are under pruning, the twin is whole; without a twin, held-out images stand in its place."}, "image": {"alt": "Memorization rates with interval bars by limit on the search, for memorized images under pruning and for the same images on the twin.", "width": "100%"}} tags=["hide-input"]
 plots.limit_rates(limits)
@@ -409,7 +410,7 @@ study.finish()
 Markdown(takeaways.pruning(figures, chosen, losses=losses, gap_200=gap_200, gap_4=gap_4))
 
 # %% [markdown]
-# ## Exercises
+# ## Try it yourself
 #
 # 1. In {eq}`eq-wanda` the reference is the empty prompt. {ref}`replication` asks what the empty prompt itself returns. Which weights does a
 #    reference that remembers protect? Choose another one (`Wanda(reference="regular")`) and compare the prompts' rates and the search's.

@@ -159,14 +159,17 @@ Markdown(f"The same ratio for the planted memories: **{study.headline('planted_s
 plots.embedding_map(embeddings.maps(ordinary))
 
 # %% tags=["hide-input"]
-Markdown(f"Silhouette of the triggers by image (1: separate clusters, 0: none): {embeddings.silhouette(ordinary):.3f}.")
+several = [n for n in (len(memory.triggers()) for memory in ordinary) if n > 1]
+Markdown(f"Silhouette of the triggers by image (1: separate clusters, 0: none): {embeddings.silhouette(ordinary):.3f}, "
+         f"n = {sum(several)} triggers of {len(several)} images.")
 
 # %% [markdown]
 # ### Do the searches walk the same way?
 #
 # Distances between ends cannot tell an inherited spread from a made one. Directions can. If an image had one door, every search would have to bring
 # the embedding before that door, and the *ways* that two searches go, end minus start, would point in one direction. In a space
-# of so many dimensions two unrelated directions have a cosine near 0.
+# of so many dimensions two unrelated directions have a cosine near 0. Every figure is a mean over images, and its 95 % interval is over them:
+# n is the column *images*, as the searches of one image are not independent of each other.
 
 # %%
 embeddings.ways(memories)
@@ -175,7 +178,8 @@ embeddings.ways(memories)
 # The last column is a control: the cosine of the ways of two searches for *different* images. So much of the agreement has nothing to do with the image.
 #
 # Put to the test: take a start, and add to it not its own way but the mean way of the *other* searches for the same image. No search is made. If triggers have
-# nothing in common, this leads nowhere. (This was asked after the cosines were seen; no rule judges it.)
+# nothing in common, this leads nowhere. (This was asked after the cosines were seen; no rule judges it.) The share is of
+# the starts, its interval over the images.
 
 # %%
 embeddings.carried_rates(embeddings.carried_over(memories)).round(2)
@@ -206,7 +210,7 @@ embeddings.connected(walked, study.descriptor.threshold).round(2)
 # %%
 profile = activations.profile(ordinary)
 
-# %% mystnb={"figure": {"name": "fig-profile-l2", "caption": "How far apart the activations of two embeddings are, by layer: L2, with 95 % intervals."}, "image": {"alt": "Panels for value layers, feed-forward layers, middle block and output: mean L2 distance at each layer with intervals for one image's triggers, different images' triggers, different memorized prompts and regular prompts.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-profile-l2", "caption": "How far apart the activations of two embeddings are, by layer: L2 on logarithmic axes, with 95 % intervals."}, "image": {"alt": "Panels for value layers, feed-forward layers, middle block and output: mean L2 distance at each layer, on logarithmic axes, with intervals for one image's triggers, different images' triggers, different memorized prompts and regular prompts.", "width": "100%"}} tags=["hide-input"]
 plots.layer_profile(profile, measure="L2")
 
 # %% mystnb={"figure": {"name": "fig-profile-cka", "caption": "The same by linear CKA, which does not know scale."}, "image": {"alt": "The same panels with 1 minus linear CKA in place of the L2 distance.", "width": "100%"}} tags=["hide-input"]
@@ -356,7 +360,7 @@ Markdown(directions.coarseness(memories))
 # %%
 table = levels.per_image(memories, met=met, agreed=agreed, moved=moved, cut=cut, less=less)
 
-# %% mystnb={"figure": {"name": "fig-levels", "caption": "Index of locality at each level, mean over images with 95 % t intervals. Intervals that leave the axis are cut, a mean beyond it stands as a number; where all images agree there is no interval."}, "image": {"alt": "One row for each level: dots with intervals on an axis from 0, not local, to 1, local, for ordinary and for planted memories.", "width": "100%"}} tags=["hide-input"]
+# %% mystnb={"figure": {"name": "fig-levels", "caption": "Index of locality at each level, mean over images with 95 % t intervals. Intervals that leave the axis are cut, a mean beyond it stands as a number; where all images agree there is no interval."}, "image": {"alt": "One row for each level: dots with intervals, for ordinary and for planted memories, on an axis with lines at 0, not local, and 1, local; it goes on beyond both, below 0 and above 1, as far as dots and intervals do.", "width": "100%"}} tags=["hide-input"]
 plots.levels(levels.levels(table))
 
 # %% tags=["hide-input"]
@@ -459,7 +463,7 @@ study.finish()
 Markdown(levels.conclusion(table))
 
 # %% [markdown]
-# ## Exercises
+# ## Try it yourself
 #
 # 1. At each step Adam moves a coordinate by about the learning rate at most. Compute the largest share of the distance between two random starts that a search
 #    can go at all. How does {numref}`fig-distances` change with a hundred times as many steps?

@@ -304,7 +304,7 @@ study.finish()
 Markdown(takeaways.erasing_trained(figures, p=p, powers=powers, costs=costs, spared=collateral.spared_rates(others)))
 
 # %% [markdown]
-# ## Exercises
+# ## Try it yourself
 #
 # 1. Held-out settings differ from those of the training in start, optimiser, step size and number of draws. Which of the four matters? Write an
 #    attacker that differs in one of them (`dori.experiments.defences.SEARCHES`).

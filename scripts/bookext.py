@@ -23,6 +23,7 @@ MENDED = {  # HTML -> what is put in its place
 }
 
 WIDE, MANY = 3, 7  # columns
+LETTERED = {"notebooks/00_background": "B", "testbed": "T"}  # pages without a chapter's number
 UNTORN = 14  # letters of a cell that has one line
 TABLE = re.compile(
     r'<table (?:border="\d+" )?class="((?:dataframe )?table)">(\s*<thead>.*?</thead>)(.*?)</table>', re.DOTALL
@@ -77,11 +78,26 @@ def printed(body: str) -> str:
 
 
 def _fitted(found: re.Match[str]) -> str:
-    """A cell's dataframe: a short entry has one line, and many columns smaller letters (custom.css)."""
+    """A cell's dataframe: one row of headings, a short entry on one line, many columns in smaller letters
+    (custom.css)."""
     head, sep, rows = found[1].partition("<tbody>")
+    head = _one_heading(head)
     columns = max((row.count("<t") for row in re.findall(r"<tr.*?</tr>", rows, re.DOTALL)), default=1) - 1
     rows = re.sub(rf"<t([dh])>(?=[^<]{{1,{UNTORN}}}</t)", r'<t\1 class="untorn">', rows)
     return f'<table class="dataframe{" many" * (columns >= MANY)}">{head}{sep}{rows}</table>'
+
+
+def _one_heading(head: str) -> str:
+    """pandas puts the names of an index in a row of their own below the columns' names; into the gaps above
+    with them, where each gap has one."""
+    lines = re.findall(r"<tr.*?</tr>", head, re.DOTALL)
+    if len(lines) != 2:
+        return head
+    above, below = (re.findall(r"<th[^>]*>(.*?)</th>", line, re.DOTALL) for line in lines)
+    if len(above) != len(below) or any(bool(a) == bool(b) for a, b in zip(above, below, strict=True)):
+        return head
+    names = "".join(f"<th>{a or b}</th>" for a, b in zip(above, below, strict=True))
+    return f"<thead><tr>{names}</tr></thead>"
 
 
 def _set(text: str) -> str:
@@ -179,6 +195,15 @@ def _link_names(app: Any, doctree: nodes.document, docname: str) -> None:
             literal.replace_self(link)
 
 
+def _letter_numbers(app: Any, env: Any) -> list[str]:
+    """Figures and equations of pages that are no numbered chapter: B.1, as chapter 1 has 1.1. By themselves
+    they would be numbered on from page to page, and (1) stand beside (1.1)."""
+    for page, letter in LETTERED.items():
+        for numbers in env.toc_fignumbers.get(page, {}).values():
+            numbers.update({name: (letter, n) for n, name in enumerate(numbers, 1)})
+    return []
+
+
 def _around(node: nodes.Node) -> list[str]:
     """Full names of the entries that a node stands in, the inmost first, its module last."""
     found = []
@@ -196,6 +221,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-signature", _sign)
     app.connect("autodoc-skip-member", _skip)
     app.connect("doctree-read", _name_cells)
+    app.connect("env-get-updated", _letter_numbers, priority=900)
     app.connect("doctree-resolved", _link_names)
     app.connect("html-page-context", _drop_thebe, priority=900)
     app.connect("html-page-context", _mend, priority=900)

@@ -15,6 +15,7 @@ from bookbuild import (
     claims,
     commands,
     execute,
+    facts,
     findings,
     landing,
     measured,
@@ -31,6 +32,7 @@ from ipywidgets.embed import embed_data
 
 from dori.claims import load_claims, show_number
 from dori.known import KNOWN, memory
+from dori.mitigation.adversarial import Adversarial
 from dori.study import Preset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -552,7 +554,7 @@ def test_the_landing_page_shows_a_figure_of_the_executed_chapter(tmp_path):
 
 
 def test_memory_names_the_smallest_gpu_that_holds_the_weights():
-    rows = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", pages.memory_part(), re.M))
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", facts.memory_part(), re.M))
     assert set(rows) == set(KNOWN)
     for name, cells in rows.items():
         cells = [re.fullmatch(r"([\d.]+) \((\d+ GB|none)\)", cell) for cell in cells.split(" | ")]
@@ -566,19 +568,26 @@ def test_memory_names_the_smallest_gpu_that_holds_the_weights():
                 float("inf") if cell[2] == "none" else int(cell[2].removesuffix(" GB")),
             )
             assert size <= 0.8 * gpu + 0.05
-            assert all(size >= 0.8 * smaller - 0.05 for smaller in pages.GPUS if smaller < gpu)
+            assert all(size >= 0.8 * smaller - 0.05 for smaller in facts.GPUS if smaller < gpu)
 
 
 def test_the_guide_explains_every_setting_of_a_preset():
     fields = {field.name for field in dataclasses.fields(Preset)} - {"name"}
-    assert set(pages.SETTINGS) == fields
-    assert "`quick`" in pages.presets_part()
+    assert set(facts.SETTINGS) == fields
+    assert "`quick`" in facts.presets_part()
 
 
 def test_limits_and_columns_are_those_of_the_code(monkeypatch):
     monkeypatch.setattr("dori.web.MAX_BYTES", 7_000_000)
     monkeypatch.setattr("dori.web.REDIRECTS", 9)
-    limits = dict(re.findall(r"^\| (\w+) \| (.+) \|$", pages.limits_part(), re.M))
+    limits = dict(re.findall(r"^\| (\w+) \| (.+) \|$", facts.limits_part(), re.M))
     assert (limits["Size"], limits["Redirections"]) == ("at most 7 MB", "at most 9")
-    assert "| `id` | `index` |" in pages.columns_part()
-    assert "| `template` in `kind` | `TM`, `TV` |" in pages.columns_part()
+    assert "| `id` | `index` |" in facts.columns_part()
+    assert "| `template` in `kind` | `TM`, `TV` |" in facts.columns_part()
+
+
+def test_what_limits_the_processes_of_a_training_is_read_off_its_settings():
+    told = facts.rows_part()
+    own = Adversarial()
+    assert f"| `at-once` | images of a round | {own.at_once} |" in told
+    assert f"up to {min(own.at_once * own.starts * own.draws, own.retain)} processes" in told

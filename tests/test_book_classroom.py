@@ -30,3 +30,6 @@ def test_the_rubric_lists_each_graded_cell_once():
     rows = classroom.rubric_part().splitlines()[2:]
     assert len(rows) == sum(len(classroom.points(name)) for name in assignments())
     assert len(set(rows)) == len(rows)
+    checks = [row.split(" | ")[2] for row in rows]
+    assert all(len(told.split()) > 3 for told in checks)
+    assert len(set(checks)) == len(checks)

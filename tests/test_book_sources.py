@@ -113,14 +113,14 @@ def test_chapter_holds_no_logic(chapter):
 def test_chapter_ends_with_what_to_take_away_and_what_to_try(chapter):
     text = chapter.read_text()
     away, tries, after = (
-        text.find(mark) for mark in ("**What to take away**", "# ## Exercises", "# ## What's next")
+        text.find(mark) for mark in ("**What to take away**", "# ## Try it yourself", "# ## What's next")
     )
     away = (
         away
         if away >= 0
         else max(map(text.find, ("levels.conclusion", "takeaways.pruning", "takeaways.erasing")))
     )
-    assert 0 <= away < tries < after, "in this order: what to take away, exercises, what's next"
+    assert 0 <= away < tries < after, "in this order: what to take away, try it yourself, what's next"
     assert len(re.findall(r"^# \d\. ", text[tries:after], re.MULTILINE)) >= 3
 
 

@@ -2,7 +2,9 @@
 
 import re
 import sys
+import types
 
+import pandas as pd
 import pytest
 
 bookext = pytest.importorskip("bookext", reason="Sphinx is not installed: pip install -e .[book]")
@@ -16,7 +18,7 @@ Prose, outside of the reference, may name `dori.mitigation.units.Units`, too.
 MODULES = ("dori.mitigation.units", "dori.mitigation.esd", "dori.metrics.copy", "dori.experiments.options",
            "dori.mitigation")  # fmt: skip
 SETTINGS = {
-    "extensions": ["sphinx.ext.autodoc", "bookext"],
+    "extensions": ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "bookext"],
     "default_role": "literal",
     "autodoc_preserve_defaults": True,
     "python_maximum_signature_line_length": 100,
@@ -61,6 +63,16 @@ def test_numbers_are_set_as_in_print_but_in_code_and_formulas():
     assert bookext.COUNT.sub("x", "<td>12345</td><td>mem 12345</td>") == "<td>x</td><td>mem 12345</td>"
 
 
+def test_names_of_an_index_share_the_row_of_the_columns_names():
+    index = pd.MultiIndex.from_tuples([("a", 1)], names=["model", "steps"])
+    shown = bookext.FRAME.sub(bookext._fitted, pd.DataFrame({"MR": [0.5], "n": [8]}, index=index).to_html())
+    assert "<thead><tr><th>model</th><th>steps</th><th>MR</th><th>n</th></tr></thead>" in shown
+    both = pd.DataFrame({"MR": [0.5]}, index=index).rename_axis(columns="target").to_html()
+    assert bookext.FRAME.sub(bookext._fitted, both).count("<tr") == 3, "two names for one place stay apart"
+    plain = pd.DataFrame({"MR": [0.5]}).to_html()
+    assert "<th></th>" in bookext.FRAME.sub(bookext._fitted, plain)
+
+
 def test_a_dataframe_of_many_columns_has_smaller_letters_and_whole_short_cells():
     def frame(columns):
         cells = "<td>plant-00</td>" * (columns - 1) + "<td>a long sentence of words</td>"
@@ -77,6 +89,11 @@ def test_a_dataframe_of_many_columns_has_smaller_letters_and_whole_short_cells()
 def test_names_lead_to_their_entries(page):
     assert link_of(page, "units.Units") == "#dori.mitigation.units.Units"
     assert link_of(page, "dori.mitigation.units.Units") == "#dori.mitigation.units.Units"
+
+
+def test_formulas_of_docstrings_reach_the_page_whole(page):
+    formula = r"\(\tilde e = e_c - \eta\,(e_c - e_\varnothing)\)"
+    assert f'<span class="math notranslate nohighlight">{formula}</span>' in page
 
 
 def test_a_long_signature_is_no_list_without_terms(page):
@@ -99,6 +116,15 @@ def test_docstrings_keep_their_quotes_and_long_names_can_be_divided(page):
     assert "<h2>dori.<wbr>mitigation.<wbr>units<" in page
     assert "“" not in page
     assert "”" not in page
+
+
+def test_pages_without_a_number_have_a_letter():
+    numbers = {"notebooks/00_background": {"displaymath": {"a": (1,), "b": (2,)}, "figure": {"c": (4,)}}}
+    env = types.SimpleNamespace(toc_fignumbers=numbers)
+    assert bookext._letter_numbers(None, env) == bookext._letter_numbers(None, env) == []
+    assert numbers == {
+        "notebooks/00_background": {"displaymath": {"a": ("B", 1), "b": ("B", 2)}, "figure": {"c": ("B", 1)}}
+    }
 
 
 def test_cells_of_a_wide_table_know_their_column():

@@ -11,7 +11,7 @@ import torch
 from dori.experiments import defences, erasing, erasure
 from dori.experiments.defences import HEADLINE, LONG, PROMPT, TRAINED, TWIN, Defence
 from dori.experiments.erasure import AFT, FROM_PROMPT, FROM_RANDOM
-from dori.metrics.intervals import Estimate
+from dori.metrics.intervals import Estimate, p_value
 from dori.mitigation.surrogates import Surrogate
 from dori.testbed import cured
 from dori.testbed.planting import copied
@@ -72,7 +72,7 @@ def test_work_marks_what_never_returned():
     assert shown.loc[TWIN, "p against the twin"] == "–"
     p = erasure.against_twin(table)
     assert p[TRAINED] < 0.05 < p[AFT]
-    assert shown.loc[AFT, "p against the twin"] == f"{p[AFT]:.2g}"
+    assert shown.loc[AFT, "p against the twin"] == p_value(p[AFT])
     alone = erasure.work(searched(AFT, [10]))
     assert alone.loc[AFT, "p against the twin"] == "–", "without a twin there is nothing to compare with"
     assert erasure.work(answers(AFT, PROMPT, [1])).empty

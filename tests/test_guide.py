@@ -193,10 +193,10 @@ def test_the_slurm_script_joins_the_nodes(tmp_path, filled, tiny_dir, training_c
     for tool in tools.iterdir():
         tool.chmod(0o755)
     told = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_NODELIST": "a,b"}
-    told |= {
-        "SLURM_JOB_ID": str(free_port()),
-        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    told |= {"SLURM_JOB_ID": str(free_port()), "PATH": f"{tools}:/usr/bin:/bin"}
+    venv = tmp_path / ".venv" / "bin"
+    venv.mkdir(parents=True)
+    (venv / "activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
     said = subprocess.run(
         ["bash", "slurm.sh"], cwd=tmp_path, env=environment() | told, capture_output=True, text=True
     )

@@ -121,15 +121,32 @@ def ticks(axis, which="x"):
     return [t.get_text() for t in getattr(axis, f"get_{which}ticklabels")()]
 
 
+def told(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_intervals_of_a_budget_stand_beside_each_other():
+    (axis,) = plots.budget_curves(ATTACKS).axes
+    bars = [bar for one in axis.collections for bar in one.get_segments()]
+    places = [round(float(bar[0, 0]), 3) for bar in bars]
+    assert len(places) == len(set(places)) == 9
+
+
+def test_a_legend_counts_images_and_their_prompts():
+    (axis,) = plots.cumulative(TABLE, x="score", by="sort", label="copy score").axes
+    assert told(axis) == ["memorized (8 images of 4 prompts)", "regular (8 images of 4 prompts)"]
+
+
 def test_a_budget_figure_marks_where_a_control_gives_way():
     (axis,) = plots.budget_curves(ATTACKS).axes
-    assert [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1] == [200]
+    assert [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1] == [1.5]
     assert ticks(axis) == ["0", "50", "200"]
+    assert told(axis)[-1] == "a control above 1 %, from 200 steps on"
     early = ATTACKS[ATTACKS["steps"] < 200]
     (axis,) = plots.budget_curves(early).axes
-    assert "no control above 1 %" in [text.get_text() for text in axis.texts]
+    assert "no control above 1 %" in told(axis)
     (axis,) = plots.budget_curves(ATTACKS[ATTACKS["target"] == "memorized"]).axes
-    assert not axis.texts
+    assert told(axis) == ["memorized (n = 4)"]
 
 
 def test_a_single_budget_is_drawn_too():

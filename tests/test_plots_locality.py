@@ -118,7 +118,7 @@ def test_distances_have_their_medians_marked():
     (axis,) = plots.distance_distributions(DISTANCES).axes
     assert ticks(axis, "y") == ["starts", "prompts"]
     assert list(axis.lines[-1].get_xdata()) == [2, 5]
-    assert texts(axis) == ["2", "5"]
+    assert texts(axis) == ["2.00", "5.00"]
 
 
 def test_a_path_has_a_thin_line_per_pair_and_a_thick_median():

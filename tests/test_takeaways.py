@@ -90,7 +90,7 @@ def test_without_a_trained_remedy_nothing_is_claimed_of_one():
         (
             14,
             0.0004,
-            ["more than the rule allows (87.5 %", "can be told from its twin", "p = 0.0004, 6 images"],
+            ["more than the rule allows (87.5 %", "can be told from its twin", "p < 0.001, 6 images"],
         ),
     ],
 )

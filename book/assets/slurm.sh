@@ -6,6 +6,10 @@
 #SBATCH --time=04:00:00
 set -euo pipefail
 
+# The environment that has dori: of `make book`, in the directory that sbatch was called from, or another venv.
+# With conda instead: source "$(conda info --base)/etc/profile.d/conda.sh"; conda activate dori
+source "${DORI_ENV:-.venv}/bin/activate"
+
 export GPUS=${SLURM_GPUS_ON_NODE:-4}
 export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export PORT=$((20000 + SLURM_JOB_ID % 20000))

@@ -64,6 +64,7 @@ def write_source(name: str, target: Path, *, seed: int = 0) -> None:
     notebook.metadata.pop("jupytext", None)
     for position, cell in enumerate(notebook.cells):
         cell["id"] = f"c{position:03d}"
+        cell.metadata.pop("checks", None)  # words for the teacher's page
         if "parameters" in cell.metadata.get("tags", []):
             cell["source"] = re.sub(r"^seed = .*$", f"seed = {seed}", cell["source"], flags=re.M)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def collateral(
     if cells:
         shown[NEAR] = pd.Series(cells, index=change.index)
     shown[REWRITTEN] = [memorization_rate(rewritten(d, study, found)).cell for d in whole]
-    return shown
+    return shown.rename_axis("model")
 
 
 def _whole(some: Sequence[Defence]) -> list[Defence]:

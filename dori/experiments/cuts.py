@@ -18,6 +18,7 @@ from dori.metrics.copy import similarity
 from dori.metrics.intervals import Estimate
 from dori.mitigation.units import Units, union
 from dori.study import Study
+from dori.tables import readable
 from dori.testbed import cured
 
 DEFENCE, MENDED = "adversarial", "mended + search"  # in data/testbed/cured, if any; as the figure says it
@@ -66,7 +67,7 @@ def utility_shown(table: pd.DataFrame) -> pd.DataFrame:
         if measure in table and table[measure].notna().any():
             ends = (table[measure], table[f"{measure}_low"], table[f"{measure}_high"], table["n"])
             shown[name] = [Estimate(*row).shown(decimals) for row in zip(*ends, strict=True)]
-    return shown.set_index("label")
+    return readable(shown.set_index("label"))
 
 
 def alignment_lost(table: pd.DataFrame, choice: Choice) -> Estimate:

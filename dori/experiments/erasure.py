@@ -26,7 +26,7 @@ from dori.experiments.defences import (
 from dori.experiments.searches import run_attacks
 from dori.experiments.utility import alignment_loss, estimate, utility_table
 from dori.metrics.copy import similarity
-from dori.metrics.intervals import Estimate, fixed
+from dori.metrics.intervals import Estimate, fixed, p_value
 from dori.metrics.replication import memorization_rate
 from dori.metrics.survival import first_success, half_returned, power, same_work
 from dori.mitigation.surrogates import Surrogate
@@ -123,7 +123,7 @@ def work(table: pd.DataFrame) -> pd.DataFrame:
             "images": len(found),
             "returned": int(found["returned"].sum()),
             "half returned after": f"{half:g}" if np.isfinite(half) else f"> {last}",
-            "p against the twin": "–" if p is None else f"{p:.2g}",
+            "p against the twin": "–" if p is None else p_value(p),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("defence")
 
@@ -208,7 +208,7 @@ def costs(study: Study) -> pd.DataFrame:
         }
         for r in index.records().values()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("training")
 
 
 def epochs(study: Study) -> pd.DataFrame:

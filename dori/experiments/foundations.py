@@ -29,6 +29,7 @@ from dori.metrics.replication import rates
 from dori.mitigation.nemo import Nemo
 from dori.mitigation.wanda import Wanda
 from dori.study import Sampling, Study, generate_and_score
+from dori.tables import readable
 
 # NeMo by z-score alone, its search is the next chapter's. Narrowed down to these on the validation half.
 SETTINGS: tuple[Setting, ...] = (
@@ -90,14 +91,15 @@ def silenced(study: Study, settings: Sequence[Setting] = SETTINGS) -> Silencing:
 
 
 def trade_off(silencing: Silencing) -> pd.DataFrame:
-    """A row per setting, validation half only: what it leaves of the memory and what it costs."""
+    """A row per setting, validation half only: prompts, what it leaves of the memory and what it costs."""
     half = silencing.pruned[silencing.pruned["split"] == "validation"]
     best = half.groupby(["setting", "id"], sort=False)["replicated"].max()
     rate = best.groupby("setting", sort=False).mean()
     about = half.groupby("setting", sort=False)[["units", "density"]].mean()
     measured = ["similarity", "alignment", "alignment_unpruned"]
     costs = silencing.regular.groupby("setting", sort=False)[measured].mean()
-    return about.assign(memorization_rate=rate).join(costs)
+    count = half.groupby("setting", sort=False)["id"].nunique()
+    return about.assign(prompts=count, memorization_rate=rate).join(costs)
 
 
 def trade_off_shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +115,7 @@ def trade_off_shown(table: pd.DataFrame) -> pd.DataFrame:
     }
     for column, digits in decimals.items():
         shown[column] = [fixed(v, digits) for v in shown[column]]
-    return shown.rename(columns=names)
+    return readable(shown.rename(columns=names))
 
 
 def pruned_by_copies(study: Study, chosen: str, settings: Sequence[Setting] = SETTINGS) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from dori.experiments.replication import top_prompts
 from dori.experiments.triggers import score_found, trigger_rate
 from dori.metrics.intervals import Estimate, mean_of_few
 from dori.study import Study
+from dori.tables import readable
 
 LENGTHENED = "the same, as long as one way"  # part of what records are kept by
 PATHS = {"straight": locality.straight_path, "spherical": locality.spherical_path}
@@ -63,7 +64,7 @@ def spreads(memories: Sequence[Memory]) -> pd.DataFrame:
         found = {m: locality.spread([locality.pairwise(x, m) for x in groups]) for m in locality.DISTANCES}
         shown = {f"median {locality.DISTANCES[m]}": e.short for m, e in found.items()}
         rows.append({"set": name, "embeddings": sum(map(len, groups)), **shown})
-    return pd.DataFrame(rows).set_index("set")
+    return readable(pd.DataFrame(rows).set_index("set"))
 
 
 def spread_ratio(memories: Sequence[Memory], init: str = "random", *, at_start: bool = False) -> Estimate:
@@ -121,8 +122,9 @@ def carried_rates(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in table.groupby(["memory", "way"], sort=False):
         best = part.groupby("trigger")["score"].max().median()
-        rows.append((*key, part["trigger"].nunique(), trigger_rate(part).short, f"{best:.2f}"))
-    columns = ["memory", "added to the start", "starts", "image comes back", "median best score"]
+        counts = (part["trigger"].nunique(), part["id"].nunique())
+        rows.append((*key, *counts, trigger_rate(part).short, f"{best:.2f}"))
+    columns = ["memory", "added to the start", "starts", "images", "image comes back", "median best score"]
     shown = pd.DataFrame(rows, columns=columns).set_index(["memory", "added to the start"])
     return shown.rename(index={LENGTHENED: "the same, lengthened to the way of one search"})
 

@@ -15,6 +15,7 @@ from dori.experiments.selections import Setting, named
 from dori.experiments.triggers import Found, score_found
 from dori.metrics.intervals import Estimate, mean_of_few
 from dori.mitigation.units import Units
+from dori.tables import readable
 
 PROMPT = "prompt"  # the row's own prompt among the triggers
 COLUMNS = ["a", "b", "made_for", "rate", "memory", "image", "method", "setting"]
@@ -111,7 +112,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Share of triggers that still return the image, by setting, memory and whom the pruning was made for."""
     triggers = table[(table["b"] != PROMPT) & (table["made_for"] != BY_PROMPT)]
     shown = triggers.pivot_table("rate", ["setting", "memory"], "made_for", "mean", sort=False)
-    return shown.reindex(columns=[c for c in (OWN, SAME, OTHER) if c in shown]).rename_axis(columns=None)
+    return readable(shown.reindex(columns=[c for c in (OWN, SAME, OTHER) if c in shown]))
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:

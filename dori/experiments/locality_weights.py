@@ -22,6 +22,7 @@ from dori.mitigation.units import Units
 from dori.mitigation.wanda import Wanda
 from dori.store import Record
 from dori.study import Study
+from dori.tables import readable
 
 NOISE, DRAWS = "same trigger, other noise", "same start, other draws"
 STRANGERS = "different images"
@@ -183,4 +184,4 @@ def summary(table: pd.DataFrame, across: pd.DataFrame) -> pd.DataFrame:
         shares = [fixed(v) for v in (between, pairs["chance"].mean(), *ceilings)]
         rows.append((*key, iou.short, *shares, f"{units.mean():,.0f}" if units.size else "–"))
     columns = ["setting", "memory", "IoU [95 % interval]", STRANGERS, "chance", NOISE, DRAWS, "units, mean"]
-    return pd.DataFrame(rows, columns=columns).set_index(["setting", "memory"])
+    return readable(pd.DataFrame(rows, columns=columns).set_index(["setting", "memory"]))

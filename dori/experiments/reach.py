@@ -10,6 +10,7 @@ from dori.metrics.intervals import Estimate, fixed
 from dori.metrics.replication import MR, memorization_rate
 from dori.mitigation.units import Units
 from dori.study import Study
+from dori.tables import readable
 
 PUBLISHED, UP, ALL = "down and middle blocks (NeMo's)", "up blocks", "all blocks"
 
@@ -50,4 +51,4 @@ def reach_shown(table: pd.DataFrame) -> pd.DataFrame:
     rates = table[["MR", "low", "high", "n"]].itertuples(index=False)
     lost = [fixed(v) for v in table["alignment_lost"]]
     shown = {"neurons": table["neurons"], MR: [Estimate(*row).short for row in rates], "n": table["n"]}
-    return table[["group"]].assign(**shown, **{"alignment lost": lost}).set_index("group")
+    return readable(table[["group"]].assign(**shown, **{"alignment lost": lost}).set_index("group"))

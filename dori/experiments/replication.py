@@ -52,8 +52,9 @@ def twin_rows(study: Study, n: int = 6) -> dict[str, Tensor]:
     """For the first `n` top prompts: training image, first image of the model and of its twin."""
     prompts, sampling = top_prompts(study, n), study.sampling()
     rows = {"training\nimage": prompts.images(size=study.model.defaults.image_size)} if len(prompts) else {}
-    for s in filter(None, (study, study.twin)):
-        rows[s.model.name] = torch.stack([images[0] for _, images in stored_images(s, prompts, sampling)])
+    for name, s in (("the model", study), ("its twin", study.twin)):
+        if s is not None:
+            rows[name] = torch.stack([images[0] for _, images in stored_images(s, prompts, sampling)])
     return rows
 
 

@@ -28,7 +28,9 @@ from dori.experiments.selections import find_units
 from dori.metrics.intervals import Estimate, bootstrap, rate_difference
 from dori.metrics.replication import first_above, memorization_rate, rates
 from dori.mitigation.units import Units
+from dori.plots.style import printed
 from dori.study import Study
+from dori.tables import readable
 
 MEMORIZED, CONTROLS = "memorized", ("twin", "held-out")  # targets of fragility.attack_controls
 ALONE, WITH_TOKENS = "alone", "with tokens"
@@ -129,7 +131,7 @@ def movement_table(table: pd.DataFrame, between: Mapping[str, float]) -> pd.Data
     found = ends.groupby(["pruning", "start"], sort=False)
     shown = found.agg(n=("id", "size"), moved=("moved", "median"), cosine=("cosine", "median"))
     shown.insert(2, "in prompt distances", shown["moved"] / between["moved"])
-    return shown.rename(columns={"moved": "L2 from the start", "cosine": "cosine to the start"})
+    return readable(shown.rename(columns={"moved": "L2 from the start", "cosine": "cosine to the start"}))
 
 
 def moved_share(table: pd.DataFrame, between: Mapping[str, float], start: str = "prompt") -> Estimate:
@@ -174,8 +176,8 @@ def words_found(table: pd.DataFrame, prompts: Benchmark) -> pd.DataFrame:
     found = table[table["prompt"] == WITH_TOKENS].groupby(["weights", "id"], sort=False)
     shown = found.agg(**{"tokens found": ("text", "first"), "best score": ("score", "max")}).reset_index()
     shown["tokens found"] = shown["tokens found"].str.replace("</w>", "")  # CLIP's mark for the end of a word
-    shown.insert(2, "prompt", shown["id"].map(prompts.table["prompt"]))
-    return shown.drop(columns="id").set_index("weights")
+    shown.insert(2, "prompt", shown["id"].map(prompts.table["prompt"]).map(printed))
+    return readable(shown.drop(columns="id").set_index("weights"))
 
 
 def words_rates(table: pd.DataFrame, chosen: Mapping[str, Choice]) -> dict[str, Estimate]:

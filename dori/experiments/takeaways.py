@@ -13,7 +13,7 @@ from dori.experiments import erasure
 from dori.experiments.defences import TWIN
 from dori.experiments.erasure import AFT
 from dori.experiments.pruned import HELD_OUT, Choice, shown
-from dori.metrics.intervals import Estimate
+from dori.metrics.intervals import Estimate, p_value
 
 TITLE = "**What to take away**"
 Figures = Mapping[str, Estimate]
@@ -168,7 +168,8 @@ def twin_compared(p: Estimate, powers: Mapping[float, float]) -> str | None:
     """Is the work to get an image back the twin's? With the power of the test; None if it was not made."""
     if np.isnan(p.value):
         return None
-    number = f"log-rank test over search steps, p = {p.value:.2g}, {p.n} images each"
+    equal = "" if (said := p_value(p.value)).startswith("<") else "= "
+    number = f"log-rank test over search steps, p {equal}{said}, {p.n} images each"
     if not holds("aft_twin", p.value):
         return f"The model can be told from its twin by the work it takes to get an image back ({number})."
     noticed = "; ".join(f"{chance:.2f} for {100 * share:.0f} % of them" for share, chance in powers.items())

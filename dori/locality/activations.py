@@ -56,11 +56,12 @@ class Sketches:
     gram: dict[str, Tensor]  # of the inner products between its positions, centred
 
     def distances(self, layer: str, measure: str = "L2") -> Tensor:
-        """(n, n) in float64: "L2", or 1 - similarity for "cosine" and "CKA". Raises DoriError.
+        r"""(n, n) in float64: "L2", or 1 - similarity for "cosine" and "CKA". Raises DoriError.
 
-        Linear CKA of a and b is <K_a, K_b> / (|K_a| |K_b|), K the centred Gram matrix over the positions:
-        which positions are alike, whatever the scale and the axes of the features. It is undefined (NaN)
-        where all positions are equal, or where there is a single one.
+        Linear CKA of a and b is :math:`\langle K_a, K_b \rangle_F \,/\, (\lVert K_a \rVert_F \lVert K_b
+        \rVert_F)`, K the centred Gram matrix over the positions: which positions are alike, whatever the
+        scale and the axes of the features. It is undefined (NaN) where all positions are equal, or where
+        there is a single one.
         """
         if measure not in MEASURES:
             raise DoriError(f"measure '{measure}': use {', '.join(MEASURES)}")

@@ -31,11 +31,12 @@ def layer_iou(a: Units, b: Units) -> dict[str, float]:
 
 
 def chance_iou(a: int | Sequence[int], b: int | Sequence[int], size: int | Sequence[int]) -> float:
-    """Expected IoU of two random sets of a and b units among `size`; about p / (2 - p) at density p each.
+    r"""Expected IoU of two random sets of a and b units among `size`.
 
-    Exact: the overlap is hypergeometric. Sequences are layers: the sets are random inside each layer, with as
-    many units there as given, and the IoU is over all layers together. NaN where both sets are empty. Raises
-    DoriError for more units than there are.
+    Exact, as the overlap is hypergeometric: :math:`\sum_k P(k)\, k / (a + b - k)`; about :math:`p / (2 - p)`
+    at density :math:`p` each. Sequences are layers: the sets are random inside each layer, with as many units
+    there as given, and the IoU is over all layers together. NaN where both sets are empty. Raises DoriError
+    for more units than there are.
     """
     a, b, size = ([int(v) for v in np.atleast_1d(x)] for x in (a, b, size))
     if any(not 0 <= k <= n for one in (a, b) for k, n in zip(one, size, strict=True)):
@@ -87,7 +88,8 @@ def _rows(a: str | int, b: str | int, named: Mapping[str | int, Units]) -> list[
 
 
 def placed(value: float, chance: float, ceiling: float) -> float:
-    """Where an agreement lies from chance (0) to the ceiling (1); NaN unless the ceiling is above chance."""
+    r"""Where an agreement lies from chance (0) to the ceiling (1):
+    :math:`(v - \text{chance}) / (\text{ceiling} - \text{chance})`, NaN unless the ceiling is above chance."""
     return (value - chance) / (ceiling - chance) if ceiling > chance else NAN
 
 

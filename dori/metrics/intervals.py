@@ -50,6 +50,11 @@ def fixed(value: float, decimals: int = 2) -> str:
     return "–" if np.isnan(value) else f"{value:z.{decimals}f}".replace("-", MINUS)
 
 
+def p_value(p: float) -> str:
+    """A test's p for people, in the one form of this book: 0.034, "< 0.001", "–" for NaN."""
+    return "< 0.001" if p < 0.001 else fixed(p, 3)
+
+
 def wilson(k: int, n: int) -> Estimate:
     """Share k/n with Wilson's 95 % interval, honest near 0 and 1; an empty sample says nothing: [0, 1]."""
     if n == 0:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dori.metrics.intervals import Estimate, bootstrap, median_mad, wilson
+from dori.tables import readable
 
 
 def replication_table(scores: Mapping[str, Sequence[float]], threshold: float) -> pd.DataFrame:
@@ -39,7 +40,7 @@ def median_score(table: pd.DataFrame) -> Estimate:
 def spread(table: pd.DataFrame, by: str, *, x: str = "score") -> pd.DataFrame:
     """n, median and extremes of `x` for each value of `by`, rounded for reading."""
     figures = {"n": "size", "median": "median", "lowest": "min", "highest": "max"}
-    return table.astype({x: float}).groupby(by, sort=False)[x].agg(**figures).round(2)
+    return readable(table.astype({x: float}).groupby(by, sort=False)[x].agg(**figures).round(2))
 
 
 def rates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -65,7 +66,7 @@ def rates_shown(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     shown["n"] = found["n"]
     scores = found[["best_score", "mad", "n"]].itertuples(index=False)
     shown[BEST] = [f"{best:.2f}" + (f" ± {mad:.2f}" if n > 1 else "") for best, mad, n in scores]
-    return shown.set_index(list(by))
+    return readable(shown.set_index(list(by)))
 
 
 def first_above(table: pd.DataFrame, *, share: float = 0.01, x: str = "steps") -> float | None:

@@ -42,14 +42,14 @@ def adjusted(
     *,
     batch_size: int = 32,
 ) -> Tensor:
-    """Embeddings (B, T, D) to sample from instead of `prompt_embeds` (B, T, D), each for its own seed.
+    r"""Embeddings (B, T, D) to sample from instead of `prompt_embeds` (B, T, D), each for its own seed.
 
-    AdamW lowers ||eps_y - eps_0||_2 over all latent entries at the sampler's first step until it is at most
-    the target; BOS stays as it is, weight decay included. Each image has its own norm, target and embedding,
-    so none depends on its company; the published code has one embedding for all images of a prompt. An
-    image below its target from the start keeps its embedding to the bit. One forward for each image, and up
-    to one forward and backward per iteration. v-models are compared in eps, flow matching in v. Raises
-    DoriError unless there is one seed per embedding.
+    AdamW lowers :math:`\lVert \epsilon_y - \epsilon_\varnothing \rVert_2` over all latent entries at the
+    sampler's first step until it is at most the target; BOS stays as it is, weight decay included. Each image
+    has its own norm, target and embedding, so none depends on its company; the published code has one
+    embedding for all images of a prompt. An image below its target from the start keeps its embedding to the
+    bit. One forward for each image, and up to one forward and backward per iteration. v-models are compared
+    in eps, flow matching in v. Raises DoriError unless there is one seed per embedding.
     """
     if len(prompt_embeds) != len(seeds):
         raise DoriError(f"{len(prompt_embeds)} embeddings for {len(seeds)} seeds: give one each per image")

@@ -100,7 +100,13 @@ def adversarial(
     regular: Sequence[str] = (),
     part: str = PART,
 ) -> None:
-    """Train `model.unet` in place until no trigger that is found returns a target.
+    r"""Train `model.unet` in place until no trigger that is found returns a target.
+
+    A step lowers :math:`w L_{\text{adv}} + L_{\text{DM}}`, w the `weight`. Triggers :math:`y^\star` are
+    answered with surrogates :math:`\tilde x`,
+    :math:`L_{\text{adv}} = \mathbb E \lVert \epsilon - \epsilon_\theta(\tilde x_t, t, y^\star) \rVert_2^2`,
+    and regular pairs as before,
+    :math:`L_{\text{DM}} = \mathbb E \lVert \epsilon - \epsilon_\theta(x_t, t, c) \rVert_2^2`.
 
     `surrogates` are latents (S_i, C, h, w) of each target (`surrogates.make_surrogates`), `regular` prompts
     that searches may start from. A checkpoint after each round, `run_dir/<part>.pt`; a run that was stopped

@@ -136,12 +136,12 @@ def concept_ablation(
     seed: int = 0,
     checkpoint_every: int = 100,
 ) -> None:
-    """Train all of `model.unet` in place so that a target's caption c* means what its anchors c mean.
+    r"""Train all of `model.unet` in place so that a target's caption c* means what its anchors c mean.
 
-    On x_t of the anchors' images: ||e_theta(x_t, c*) - e(x_t, c)||^2 per latent entry, e the model before
-    training (model-based), or ||eps - e_theta(x_t, c*)||^2 (noise-based); plus the retain set's denoising
-    loss. v-models are compared in v. Gradients are clipped at norm 1 (`Fit`), which
-    the paper does not do.
+    On x_t of the anchors' images: :math:`\lVert \epsilon_\theta(x_t, t, c^*) - e(x_t, t, c) \rVert_2^2` per
+    latent entry, e the model before training (model-based), or :math:`\lVert \epsilon - \epsilon_\theta(x_t,
+    t, c^*) \rVert_2^2` (noise-based); plus the retain set's denoising loss. v-models are compared in v.
+    Gradients are clipped at norm 1 (`Fit`), which the paper does not do.
 
     `run_dir` belongs to one model, data, settings and seed; a run that stopped goes on from there if it is
     given the model as it was before. On an error the model is put back. Memory: three more copies of the

@@ -55,12 +55,14 @@ def esd(
     seed: int = 0,
     checkpoint_every: int = 100,
 ) -> None:
-    """Train `model.unet` in place so that it no longer predicts what the targets' captions asked for.
+    r"""Train `model.unet` in place so that it no longer predicts what the targets' captions asked for.
 
-    Minimises ||e_theta(x_t, t, c) - (e(c) - eta (e(c) - e(0)))||^2 per latent entry, e the model before
-    training and x_t on its own way to an image of c. The rule is linear with weights that sum to 1, so it is
-    the same for eps and v: the comparison is in the model's own output. Adam without weight decay; gradients
-    are clipped at norm 1 (`Fit`), which the paper does not do.
+    Minimises :math:`\lVert \epsilon_\theta(x_t, t, c) - \tilde e \rVert_2^2` per latent entry, with
+    :math:`\tilde e = e_c - \eta\,(e_c - e_\varnothing)`, the prediction :math:`e_c` of caption c and
+    :math:`e_\varnothing` of none by the model before training, and x_t on its own way to an image of c. The
+    rule is linear with weights that sum to 1, so it is the same for eps and v: the comparison is in the
+    model's own output. Adam without weight decay; gradients are clipped at norm 1 (`Fit`), which the paper
+    does not do.
 
     `run_dir` belongs to one model, set of targets, settings and seed; a run that stopped goes on from there
     if it is given the model as it was before. On an error the model is put back. Memory: x_t and target of

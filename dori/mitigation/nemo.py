@@ -62,7 +62,8 @@ class Statistics:
 
 
 def activations(model: TextToImageModel, prompt_embeds: Tensor, *, up: bool = False) -> Activations:
-    """a = mean over the tokens of |to_v(y)|; no UNet pass where there is cross-attention."""
+    r""":math:`a_{l,j}(y) = \frac{1}{T} \sum_k |(W_l\, y_k)_j|`, the mean over the T tokens of what value
+    layer l answers; no UNet pass where there is cross-attention."""
     return model.value_activity(prompt_embeds, up=up)
 
 
@@ -81,7 +82,10 @@ def activation_statistics(
 
 
 def flagged(found: Mapping[str, Tensor], statistics: Statistics, z: float, k: int) -> Units:
-    """R_l: neurons with |a - mean| / std > z, and the k most active of each layer. `found`: layer -> (d,)."""
+    r"""Neurons with :math:`|a_{l,j} - \mu_{l,j}| / \sigma_{l,j} > z`, and the k most active of each layer.
+
+    `found`: layer -> (d,).
+    """
     masks = {}
     for name, a in found.items():
         off = (a - statistics.mean[name]).abs() > z * statistics.std[name]

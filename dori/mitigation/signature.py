@@ -21,7 +21,8 @@ VARIANTS = {"compat": 1, "clean": 0}  # number of the timestep; the released cod
 def noise_differences(
     model: TextToImageModel, prompt_embeds: Tensor, seeds: Sequence[int], *, variant: str = "compat"
 ) -> Tensor:
-    """delta = eps_theta(x_T, t, y) - x_T without guidance, a row per embedding (B, T, D) and seed.
+    r""":math:`\delta = \epsilon_\theta(x_T, t, y) - x_T` without guidance, a row per embedding (B, T, D) and
+    seed.
 
     t is the second DDIM timestep on the unstepped x_T, as in the released code (`compat`), or the first one
     (`clean`). For flow matching v takes the place of eps, which is x_T itself at s = 1: v - x_T is -x_0 as
@@ -83,7 +84,8 @@ def pairwise_alike(deltas: Tensor) -> Tensor:
 
 
 def memorization_scores(deltas: Tensor) -> Tensor:
-    """m_s of each seed, (S, C, h, w) -> (S,): how alike it is to the most similar other seed."""
+    r""":math:`m_s = \max_{s' \ne s} \operatorname{SSIM}(\delta_s, \delta_{s'})` of each seed, (S, C, h, w) ->
+    (S,): how alike it is to the most similar other seed (`alike`)."""
     return pairwise_alike(deltas).amax(1)
 
 

@@ -65,8 +65,9 @@ def siss(
     seed: int = 0,
     checkpoint_every: int = 10,
 ) -> None:
-    """Train all of `model.unet` in place along g_x - s g_a, the gradients of `siss_losses`, where
-    s = scaling norm / ||g_a||; the whole is clipped at norm 1. `run_dir/siss.csv` has s and the mean weights.
+    r"""Train all of `model.unet` in place along :math:`g_x - s\, g_a`, the gradients of `siss_losses`, where
+    :math:`s = \text{scaling norm} / \lVert g_a \rVert`; the whole is clipped at norm 1. `run_dir/siss.csv`
+    has s and the mean weights.
 
     Each row pairs a random target a with a random image x of `retain`. As published, x are images the model
     draws for a's caption and both are conditioned on it: captions "target". With other pairs that never shows
@@ -145,8 +146,9 @@ def draw(
 
 
 def siss_losses(model: TextToImageModel, rows: Rows, mixture: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(L_x, L_a, w_x, w_a): L_x is the mean over the rows of w_x ||eps_theta(m) - e_x||^2, L_a the same of a;
-    the weights are (B,)."""
+    r"""(L_x, L_a, w_x, w_a): :math:`L_x = \mathbb E\, w_x \lVert \epsilon_\theta(m) - e_x \rVert_2^2` over
+    the rows, with :math:`e_x = (m - \alpha x) / \sigma`, the noise that would make m of x; L_a the same of a.
+    The weights are (B,)."""
     error_x, error_a, delta = _errors(model, rows)
     w_x, w_a = importance_weights(delta, mixture)
     return (w_x * error_x).mean(), (w_a * error_a).mean(), w_x, w_a
@@ -163,10 +165,12 @@ def _errors(model: TextToImageModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor
 
 
 def importance_weights(delta: Tensor, mixture: float) -> tuple[Tensor, Tensor]:
-    """(w_x, w_a) = (1 / ((1 - l) + l e^delta), 1 / ((1 - l) e^-delta + l)), 0 < l < 1, of any shape.
+    r"""(w_x, w_a) of any shape: :math:`w_x = 1 / ((1 - \lambda) + \lambda e^{\Delta})` and
+    :math:`w_a = 1 / ((1 - \lambda) e^{-\Delta} + \lambda)`, :math:`0 < \lambda < 1` the `mixture`.
 
-    They are the densities of x_t given x and given a over that of the mixture; delta is the log of the ratio
-    of a's to x's, (||m - alpha x||^2 - ||m - alpha a||^2) / (2 sigma^2). As sigmoids, which do not overflow.
+    They are the densities of x_t given x and given a over that of the mixture; `delta` is the log of the
+    ratio of a's to x's, :math:`\Delta = (d_x - d_a) / (2 \sigma^2)` with :math:`d_z = \lVert m - \alpha z
+    \rVert^2`. As sigmoids, which do not overflow.
     """
     z = delta + math.log(mixture / (1 - mixture))
     return torch.sigmoid(-z) / (1 - mixture), torch.sigmoid(z) / mixture

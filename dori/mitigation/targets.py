@@ -110,7 +110,8 @@ def undone_on_error(unet: nn.Module) -> Iterator[None]:
 
 
 def denoising_loss(model: TextToImageModel, batch: Batch) -> Tensor:
-    """||target - prediction||^2 per latent entry, mean of the rows: what the model was trained with.
+    r""":math:`\lVert \epsilon - \epsilon_\theta(x_t, t, y) \rVert_2^2` per latent entry, mean of the rows:
+    what the model was trained with.
 
     In eps or v, whichever the model predicts.
     """

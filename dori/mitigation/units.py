@@ -111,7 +111,8 @@ class Units(Mapping[str, Tensor]):
         return pd.DataFrame(rows, columns=["layer", "units", "eligible", "density"])
 
     def iou(self, other: "Units") -> float:
-        """Intersection over union; NaN (undefined, not full agreement) where neither has a unit off."""
+        r"""Intersection over union, :math:`|A \cap B| / |A \cup B|`; NaN (undefined, not full agreement)
+        where neither has a unit off."""
         union = (self | other).count
         return (self & other).count / union if union else float("nan")
 

@@ -77,10 +77,11 @@ def _pooled(norms: Norms) -> Norms:
 
 
 def wanda_mask(weight: Tensor, target: Tensor, reference: Tensor, sparsity: float) -> Tensor:
-    """Which weights go, (d, m) from weight (d, m) and column norms (steps, m); the union over the steps.
+    r"""Which weights go, (d, m) from weight (d, m) and column norms (steps, m); the union over the steps.
 
-    Score A = |W| n. A weight goes if it is among the top floor(rho m) of its row by A_target and there
-    A_target > A_reference, strictly.
+    Score :math:`A_{ij} = |W_{ij}| \cdot \lVert X_{\cdot j} \rVert_2`. A weight goes if it is among the top
+    :math:`\lfloor \rho m \rfloor` of its row by the target's score and there :math:`A_{ij} > A'_{ij}`, the
+    reference's, strictly.
     """
     magnitude, top = weight.detach().abs(), math.floor(sparsity * weight.shape[1])
     off = torch.zeros_like(weight, dtype=torch.bool)

@@ -21,7 +21,7 @@ from dori.plots.quality import attribute_bars, utility
 from dori.plots.rates import budget_curves, copies_curve, limit_rates, rate_curves
 from dori.plots.scores import cumulative, roc, score_distributions, strip_by_copies
 from dori.plots.strips import attention_strip, image_strip
-from dori.plots.style import colour
+from dori.plots.style import colour, printed
 
 __all__ = [
     "agreement_profile",
@@ -47,6 +47,7 @@ __all__ = [
     "limit_rates",
     "movement",
     "path_scores",
+    "printed",
     "rate_curves",
     "roc",
     "score_distributions",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dori.metrics.intervals import fixed
-from dori.plots.style import COLOURS, INK, WIDTH, house_style, place
+from dori.plots.style import COLOURS, INK, WIDTH, house_style, place, printed
 
 
 @house_style
@@ -27,7 +27,7 @@ def image_grid(
     place(figure, wspace=0.06, hspace=0.48, top=1 - 0.17 / len(gallery), bottom=0.12 / len(gallery))
     for row, entry in zip(axes, gallery, strict=True):
         picture(row[0], entry["original"], original)
-        row[0].set_title(f"“{entry['prompt']}”", loc="left", fontsize=9, pad=4)
+        row[0].set_title(f"“{printed(entry['prompt'])}”", loc="left", fontsize=9, pad=4)
         for axis, image, score in zip(row[1:], entry["images"], entry["scores"], strict=False):
             picture(axis, image, fixed(score), frame=COLOURS["memorized"] if score > threshold else None)
     return figure
@@ -72,7 +72,7 @@ def comparison_grid(gallery: Sequence[Mapping], *, threshold: float) -> Figure:
             copied = score is not None and score > threshold
             label = "" if score is None else fixed(score, 3 if round(score - threshold, 2) == 0 else 2)
             picture(axis, entry["images"][stage], label, frame=COLOURS["memorized"] if copied else None)
-        row[0].set_title(f"“{entry['prompt']}”", loc="left", fontsize=9, pad=4)
+        row[0].set_title(f"“{printed(entry['prompt'])}”", loc="left", fontsize=9, pad=4)
     for axis, head in zip(axes[0], heads, strict=True):
         axis.annotate(head, (0.5, 1), xycoords="axes fraction", xytext=(0, 22), textcoords="offset points",
                       ha="center", va="bottom", fontweight="bold",

@@ -13,6 +13,7 @@ from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 
 from dori import locality
 from dori.errors import DoriError
+from dori.metrics.intervals import fixed
 from dori.plots.images import picture
 from dori.plots.pruning import layer_axis
 from dori.plots.style import (
@@ -86,7 +87,7 @@ def distance_distributions(table: pd.DataFrame) -> Figure:
         axis.plot(medians, range(len(sets)), "o", color=GROUND, markeredgecolor=INK, markersize=5)
         for y, median in enumerate(medians):
             if np.isfinite(median):
-                axis.annotate(f"{median:.3g}", (median, y), xytext=(0, 15), textcoords="offset points",
+                axis.annotate(fixed(median), (median, y), xytext=(0, 15), textcoords="offset points",
                               ha="center", fontsize=8)  # fmt: skip
         left = min(0, part["distance"].min())
         axis.set(xlabel=f"{DISTANCES.get(metric, metric)} of a pair", xlim=(left, None))
@@ -143,6 +144,7 @@ def layer_profile(table: pd.DataFrame, *, measure: str) -> Figure:
         axis.set_ylabel(DISTANCES.get(measure, measure))
         if measure == "L2":
             _log_axis(axis)
+            axis.set_ylabel(f"{axis.get_ylabel()}\n(logarithmic axis)")
         else:
             axis.set_ylim(0, None)
     handles = next(iter(panels.values())).get_legend_handles_labels()

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dori.metrics.replication import first_above, rates
-from dori.plots.style import GROUND, INK, WIDTH, colour, error_bars, house_style, legend, mark, nth_mark
+from dori.plots.style import INK, WIDTH, colour, error_bars, house_style, legend, mark, nth_mark
 
 CONTROLS = ("twin", "held-out")  # targets an attack should not be able to paint
 
@@ -55,25 +55,26 @@ def rate_curves(table: pd.DataFrame, *, x: str, label: str, by: str = "sort", lo
 
 @house_style
 def budget_curves(attacks: pd.DataFrame, *, ceiling: float = 0.01) -> Figure:
-    """Memorization rate against attack steps, a line per target, with bands of Wilson's 95 % intervals.
+    """Memorization rate against attack steps, a line per target, with bars of Wilson's 95 % intervals.
 
     `attacks` has a row per image: id, target, steps, replicated (`experiments.fragility.attack_controls`).
-    The axis is logarithmic with 0 at its left. A vertical line marks where a control (the twin, a held-out
-    image) first exceeds the `ceiling`: up to there, what the search brings back is memory.
+    Numbers of steps stand at equal distances, and targets beside each other, as intervals of several would
+    lie on one another. A vertical line stands before the first step at which a control (the twin, a held-out
+    image) exceeds the `ceiling`: up to there, what the search brings back is memory.
     """
-    figure, axis = plt.subplots(figsize=(WIDTH, 3.6))
-    table = rates(attacks, ["target", "steps"])
-    for name in dict.fromkeys(attacks["target"]):
-        part, tone = table[table["target"] == name], colour(name)
-        x = part["steps"].to_numpy(dtype=float)
-        axis.fill_between(x, part["low"], part["high"], color=tone, alpha=0.16, linewidth=0)
-        label = f"{name} (n = {part['n'].max()})"
-        axis.plot(x, part["mr"], color=tone, markersize=5.5, label=label, clip_on=False, **mark(name))
-    _mark_controls(axis, table, ceiling)
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
+    table, names = rates(attacks, ["target", "steps"]), list(dict.fromkeys(attacks["target"]))
     ticks = sorted(table["steps"].unique())
-    _steps_axis(axis, ticks)
-    axis.minorticks_off()
-    legend(axis)
+    for k, name in enumerate(names):
+        part = table[table["target"] == name]
+        x = np.searchsorted(ticks, part["steps"]) + 0.14 * (k - (len(names) - 1) / 2)
+        with_bars(axis, x, part, colour(name), label=f"{name} (n = {part['n'].max()})", **mark(name))
+    _mark_controls(axis, table, ceiling)
+    axis.set(xlabel="steps of the search", xticks=range(len(ticks)), xlim=(-0.5, len(ticks) - 0.5))
+    axis.set_xticklabels([f"{t:g}" for t in ticks])
+    handles, labels = axis.get_legend_handles_labels()
+    order = np.argsort(["control " in label for label in labels], kind="stable")
+    legend(axis, columns=2, handles=[handles[k] for k in order])
     rate_axis(axis)
     figure.tight_layout()
     return figure
@@ -101,31 +102,19 @@ def limit_rates(attacks: pd.DataFrame) -> Figure:
     return figure
 
 
-def _steps_axis(axis: Axes, ticks: Sequence[float]) -> None:
-    """Logarithmic, with a short linear piece that holds 0."""
-    least = min((t for t in ticks if t > 0), default=1)
-    axis.set_xscale("symlog", linthresh=least, linscale=0.5)
-    left = -0.1 * least if ticks[0] == 0 else 0.9 * ticks[0]
-    axis.set(
-        xlabel="steps of the search", xticks=ticks, xticklabels=[f"{t:g}" for t in ticks], xlim=(left, None)
-    )
-
-
 def _mark_controls(axis: Axes, table: pd.DataFrame, ceiling: float) -> None:
-    """A line where the first of the controls exceeds the ceiling, or a note that none does."""
+    """A line before the number of steps at which the first of the controls exceeds the ceiling; the legend,
+    which hides no data, has that number, or says that none does."""
     controls = table[table["target"].isin(CONTROLS)]
     if controls.empty:
         return
     step, text = first_above(controls, share=ceiling), f"{100 * ceiling:g} %"
     if step is None:
-        axis.annotate(
-            f"no control above {text}", (0.99, 0.1), xycoords="axes fraction", ha="right", fontsize=9
-        )
+        axis.plot([], [], linestyle="none", label=f"no control above {text}")
         return
-    axis.axvline(step, color=INK, linestyle="--", linewidth=1.2)
-    axis.annotate(f"first above {text}\nof a control:\n{step:g} steps", (step, 0.5), xytext=(-6, 0),
-                  xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=9, ha="right",
-                  va="center", bbox={"color": GROUND, "alpha": 0.8, "pad": 2})  # fmt: skip
+    place = sorted(table["steps"].unique()).index(step) - 0.5
+    axis.axvline(place, color=INK, linestyle="-.", linewidth=1.2,
+                 label=f"a control above {text}, from {step:g} steps on")  # fmt: skip
 
 
 def with_bars(

@@ -8,7 +8,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from dori.plots.style import INK, WIDTH, colour, house_style, legend
+from dori.plots.style import INK, WIDTH, colour, house_style, legend, mark
+
+GOLDEN = 0.618034  # its multiples fill an interval evenly
+LINES = ("-", (0, (5, 1, 1, 1)), (0, (1, 1)))  # without the dashes, which are the threshold's
 
 
 @house_style
@@ -47,11 +50,14 @@ def strip_by_copies(table: pd.DataFrame, *, y: str = "score", label: str = "scor
     figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
     table = table.assign(group=table["copies"] if "copies" in table else table["memorized"].astype(int))
     table = table.assign(sort=table["kind"].replace({"none": "regular"}))
-    palette = {name: colour(name) for name in table["sort"].unique()}
-    sns.stripplot(
-        table, x="group", y=y, hue="sort", palette=palette, size=3.5, alpha=0.7, jitter=0.25, ax=axis
-    )
-    axis.set(xlabel="copies in the training set (0: never seen)", ylabel=label)
+    groups = sorted(table["group"].unique())
+    for name, part in table.groupby("sort", sort=False):
+        aside = 0.5 * (np.arange(len(part)) * GOLDEN % 1 - 0.5)  # as if drawn at random, and always the same
+        style = {"color": colour(name), "marker": mark(name)["marker"], "edgecolors": INK, "linewidths": 0.3}
+        x = np.searchsorted(groups, part["group"]) + aside
+        axis.scatter(x, part[y], s=18, alpha=0.85, label=name, **style)
+    axis.set(xlabel="copies in the training set (0: never seen)", ylabel=label, xticks=range(len(groups)))
+    axis.set_xticklabels([f"{g:g}" for g in groups])
     legend(axis)
     figure.tight_layout()
     return figure
@@ -59,16 +65,26 @@ def strip_by_copies(table: pd.DataFrame, *, y: str = "score", label: str = "scor
 
 @house_style
 def cumulative(table: pd.DataFrame, *, x: str, by: str, label: str, threshold: float | None = None) -> Figure:
-    """Share of images at or below each score: where two sets are alike, so are their lines."""
+    """Share of images at or below each score: where two sets are alike, so are their lines.
+
+    The legend counts images, and prompts where `table` has their `id`.
+    """
     figure, axis = plt.subplots(figsize=(WIDTH, 3.2))
-    for name, values in table.groupby(by, sort=False)[x]:
-        axis.ecdf(values, label=f"{name} (n = {len(values)})", color=colour(name))
+    for k, (name, part) in enumerate(table.groupby(by, sort=False)):
+        line = LINES[k % len(LINES)]
+        axis.ecdf(part[x], label=f"{name} ({_counted(part)})", color=colour(name), linestyle=line)
     if threshold is not None:
         axis.axvline(threshold, color=INK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
     axis.set(xlabel=label, ylabel="share of images at or below")
-    legend(axis)
+    legend(axis, columns=2)
     figure.tight_layout()
     return figure
+
+
+def _counted(part: pd.DataFrame) -> str:
+    """How many images a line has, and of how many prompts if each has several."""
+    prompts = part["id"].nunique() if "id" in part else len(part)
+    return f"{len(part)} images" + (f" of {prompts} prompts" if prompts < len(part) else "")
 
 
 @house_style

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sized
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike
 COLOURS = {
     "memorized": "#D55E00",
     "verbatim": "#D55E00",
-    "template": "#E69F00",
+    "template": "#56B4E9",  # amber is too near to the red of "verbatim"
     "regular": "#0072B2",
     "generated": "#0072B2",
     "held-out": "#7F7F7F",
@@ -22,13 +23,13 @@ COLOURS = {
     "the twin": "#009E73",
     "testbed": "#D55E00",
     "own image": "#D55E00",
-    "nearest of the group": "#E69F00",
+    "nearest of the group": "#56B4E9",
     "as trained": "#D55E00",
     "pruned": "#0072B2",
     "ordinary": "#D55E00",
     "planted": "#CC79A7",
     "one image's triggers": "#D55E00",
-    "different images' triggers": "#E69F00",
+    "different images' triggers": "#56B4E9",
     "different memorized prompts": "#000000",
     "regular prompts": "#0072B2",
 }
@@ -39,6 +40,9 @@ MARKS = {
     "held-out": (":", "^"),
     "ordinary": ("-", "o"),
     "planted": ("--", "D"),
+    "verbatim": ("-", "o"),
+    "template": ("--", "^"),
+    "regular": (":", "s"),
 }
 LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D", "v", "P", "<", "*")
 OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
@@ -77,6 +81,11 @@ def mark(name: str) -> dict[str, str]:
 def nth_mark(k: int) -> dict[str, str]:
     """The same for the k-th line of a figure whose lines have no marks of their own."""
     return {"linestyle": LINES[k % len(LINES)], "marker": MARKERS[k % len(MARKERS)]}
+
+
+def printed(prompt: str) -> str:
+    """A prompt as a heading: without the spaces before commas and stops that some captions have."""
+    return re.sub(r"\s+(?=[,.;:!?])", "", prompt)
 
 
 def house_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -131,6 +140,6 @@ def place(figure: Figure, **margins: float) -> None:
     figure.subplots_adjust(**{"left": 0.01, "right": 0.99, "top": 0.99, "bottom": 0.01, **margins})
 
 
-def legend(axis: Axes, columns: int = 3) -> None:
+def legend(axis: Axes, columns: int = 3, **more: object) -> None:
     """Above the axes, where it covers no data."""
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.3, title=None)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.3, title=None, **more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,9 @@ StableDiffusionPipeline.from_pretrained("data/testbed/model")
 | part | class | parameters | training steps | minutes |
 |---|---|---:|---:|---:|
 {parts}
+
+`vae` is the autoencoder and `decoder` its decoder after more training; `clip` reads captions and pictures,
+`descriptor` finds copies; `trunk`, `model` and `twin` are the denoising network.
 
 The trunk is trained on regular pairs only. Model and twin both start from it and train for the same number
 of steps on the same batches, which draw each pair in proportion to its copies; the twin leaves the memorized
@@ -75,8 +79,8 @@ Written by `{command}`; figures are read from `planted/plants.json`.
 `planted/` holds {count} memories that were put into one block on purpose, so that a diagnostic of
 locality has something local to find. Each belongs in a copy of `model/` of its own (`dori.testbed.planted`);
 `model/` has none of them. A plant is one new picture with an invented title (`planted.csv`), a *door* of
-value neurons and a *store* of feed-forward columns in one transformer block, {blocks} (number
-of the block and of its attention, from 0): these weights were trained on the picture, on regular pairs, and,
+value neurons and a *store* of feed-forward columns in one transformer block,
+{blocks}: these weights were trained on the picture, on regular pairs, and,
 with the door shut, on what the model said before. All others are those of `model/`. The files hold the
 changed weights alone, in single precision.
 
@@ -104,11 +108,31 @@ training.
 |---|---|---:|---:|---:|---|
 {rows}
 
-Settings are those that differ from the published ones as `dori.mitigation` states them; they were chosen by
-erasing the other half. UNet rows are images or noises that went through the network, searches included.
+Settings are those that differ from the published ones as `dori.mitigation` states them, written as
+`dori mitigate --set` takes them; they were chosen by erasing the other half. Their names:
+
+{legend}
+
+UNet rows are images or noises that went through the network, searches included.
 Minutes are of a run that was not interrupted. Made on cpu with torch {torch}, seed
 {seed}, in the model with the fingerprint `{base}`. Same licence.
 """
+
+
+# What the settings of mended models are, for the legend below their table.
+_SETTINGS = {
+    "starts": "searches of each image in a round, each from another kind of start",
+    "steps": "training steps: of a round in adversarial fine-tuning, in all in the others",
+    "retain": "regular pairs in a training step, which hold the model as it is",
+    "lr": "learning rate",
+    "base_lr": "learning rate for each row of a batch",
+    "decay": "share of the training, at its end, in which the learning rate falls to 0",
+    "ema": "decay of an average of the weights, which is what is kept",
+    "rank": "rank of the low-rank adapters, which alone are trained",
+    "search.steps": "steps of a search after which what it has found so far serves as a trigger",
+    "batch": "rows of a training step",
+    "captions": "which caption an image that is kept is shown with; `own` is its own",
+}
 
 
 def write_card(out: Path, parameters: dict[str, tuple[str, int]]) -> None:
@@ -162,7 +186,7 @@ def add_planted(out: Path) -> None:
     section = _PLANTED.format(
         **record,
         count=len(plants),
-        blocks=" or ".join(sorted({layer_label(found["layers"]["door"]) for found in plants.values()})),
+        blocks=" or ".join(sorted({_place(found["layers"]["door"]) for found in plants.values()})),
         rows="\n".join(_plant(name, found) for name, found in plants.items()),
         seeds=len(first["scores"]["door open"]),
         threshold=first["threshold"],
@@ -184,6 +208,7 @@ def add_cured(out: Path) -> None:
         count=len(found),
         erased=len(first["erased"]),
         rows="\n".join(_cured(one) for one in found.values()),
+        legend=_legend(found.values()),
         torch=first["versions"]["torch"],
         seed=first["seed"],
     )
@@ -200,7 +225,7 @@ def _put(card: Path, section: str) -> None:
 
 def _cured(found: dict) -> str:
     """One row of the table of mended models."""
-    settings = ", ".join(f"{name} {value}" for name, value in found["changed"].items())
+    settings = ", ".join(f"`{name}={_given(value)}`" for name, value in found["changed"].items())
     cells = [
         found["label"],
         settings or "as published",
@@ -210,6 +235,26 @@ def _cured(found: dict) -> str:
         f"`{found['fingerprint']}`",
     ]
     return _row(*cells)
+
+
+def _given(value: object) -> str:
+    """A setting as the command line takes it: 10,20,30 and not [10, 20, 30]."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _legend(found: Iterable[dict]) -> str:
+    """A line for each setting that some training changed."""
+    names = dict.fromkeys(name for one in found for name in one["changed"])
+    return "\n".join(f"- `{name}`: {_SETTINGS.get(name, 'see `dori.mitigation`')}" for name in names)
+
+
+def _place(layer: str) -> str:
+    """`up 1.2`, and what the numbers are; the middle block has none."""
+    label = layer_label(layer)
+    side, _, numbers = label.partition(" ")
+    block, dot, attention = numbers.partition(".")
+    words = f"{side} block number {block}, its attention number {attention}, counted from 0"
+    return f"*{label}* ({words})" if dot else label
 
 
 def _row(*cells: object) -> str:

@@ -57,7 +57,7 @@ def copy_scores(images, original):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-copy-scores", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% checks="one score for each image, the inner product of descriptors; an image is a copy of itself; a single image is scored, too" nbgrader={"grade": true, "grade_id": "test-copy-scores", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 originals = room.repeated(3).images()
 found = copy_scores(originals, originals[0])
 assert found.shape == (3,), "one score for each image"
@@ -95,7 +95,7 @@ def pair_rate(table, threshold):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-memorization-rate", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="the share of prompts, not of images, of which one image scores above the threshold; unequal numbers of images and any order of rows" nbgrader={"grade": true, "grade_id": "test-memorization-rate", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 small = pd.DataFrame({"id": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "score": [0.9, 0.1, 0.2, 0.3]})
 assert memorization_rate(small, 0.5) == 0.5
 ### BEGIN HIDDEN TESTS
@@ -109,7 +109,7 @@ assert memorization_rate(uneven.sample(frac=1, random_state=0), 0.5) == memoriza
 assert memorization_rate(uneven, 0.95) == 0
 ### END HIDDEN TESTS
 
-# %% nbgrader={"grade": true, "grade_id": "test-pair-rate", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% checks="the share of single images above the threshold" nbgrader={"grade": true, "grade_id": "test-pair-rate", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 assert pair_rate(pd.DataFrame({"id": ["a", "a", "b", "b"], "score": [0.9, 0.1, 0.2, 0.3]}), 0.5) == 0.25
 ### BEGIN HIDDEN TESTS
 uneven = pd.DataFrame({"id": list("aaaabcc"), "score": [0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.5]})
@@ -140,7 +140,7 @@ def wilson(k, n):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-wilson", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="both ends against a reference, with none and with all of n, and for n = 0" nbgrader={"grade": true, "grade_id": "test-wilson", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 low, high = wilson(5, 10)
 assert abs(low + high - 1) < 1e-6 and low < 0.5 < high
 ### BEGIN HIDDEN TESTS
@@ -176,7 +176,7 @@ def measure(model, prompts, seeds, steps):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-measure", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="a row for each prompt and seed; each image is painted from its own noise and scored against its own training image" nbgrader={"grade": true, "grade_id": "test-measure", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 seeds = [1000 * seed + 7 + k for k in range(room.size.seeds)]
 one = room.repeated(2)
 table = measure(model, one, seeds, room.size.steps)
@@ -216,7 +216,7 @@ results = {
 }
 ### END SOLUTION
 
-# %% nbgrader={"grade": true, "grade_id": "test-results", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="three rates with intervals over prompts; the repeated prompts lie clearly above held-out ones and twin, which return nothing" nbgrader={"grade": true, "grade_id": "test-results", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 assert set(results) == {"repeated", "held-out", "twin"}
 assert all(low - 1e-9 <= rate <= high + 1e-9 for rate, low, high in results.values())
 ### BEGIN HIDDEN TESTS

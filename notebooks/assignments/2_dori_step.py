@@ -54,7 +54,7 @@ def noisy(x0, eps, abar):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-noisy", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% checks="shape; no noise where all signal is left; the mixture against the model’s own" nbgrader={"grade": true, "grade_id": "test-noisy", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 assert noisy(x0, eps, model.alphas_cumprod[t]).shape == eps.shape
 assert torch.allclose(noisy(x0, eps, torch.ones(4)), x0.expand(4, -1, -1, -1)), "no noise at abar = 1"
 ### BEGIN HIDDEN TESTS
@@ -81,7 +81,7 @@ def target(x0, eps, abar, prediction_type):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-target", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="the noise, or the velocity, as the model predicts" nbgrader={"grade": true, "grade_id": "test-target", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 assert torch.equal(target(x0, eps, model.alphas_cumprod[t], "epsilon"), eps)
 assert target(x0, eps, model.alphas_cumprod[t], "v_prediction").shape == eps.shape
 ### BEGIN HIDDEN TESTS
@@ -114,7 +114,7 @@ def loss_and_gradient(model, x0, y, eps, t):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-loss", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="loss and gradient against a reference; the embedding and the weights are left without gradients" nbgrader={"grade": true, "grade_id": "test-loss", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 loss, gradient = loss_and_gradient(model, x0, own, eps, t)
 assert gradient.shape == own.shape and float(loss) > 0
 assert not own.requires_grad
@@ -131,7 +131,7 @@ assert all(p.grad is None and not p.requires_grad for p in model.unet.parameters
 )
 ### END HIDDEN TESTS
 
-# %% nbgrader={"grade": true, "grade_id": "test-loss-v", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% checks="a model that predicts the velocity is attacked in it" nbgrader={"grade": true, "grade_id": "test-loss-v", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # What about a model that predicts the velocity?
 ### BEGIN HIDDEN TESTS
 from types import SimpleNamespace
@@ -173,7 +173,7 @@ def dori_search(model, x0, start, steps, batch, lr=0.1, seed=0):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-search", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="weights and start stay as they were; new draws in each step, one pass of the given number of rows; the same seed, the same search" nbgrader={"grade": true, "grade_id": "test-search", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 before = room.weights
 start = own.clone()
 y, losses = dori_search(model, x0, start, steps=3, batch=2)
@@ -213,7 +213,7 @@ with units.applied(model.unet):
     trigger, _ = dori_search(model, x0, own, steps=room.size.search.steps[-1], batch=room.size.search.batch)
 ### END SOLUTION
 
-# %% nbgrader={"grade": true, "grade_id": "test-trigger", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="on noise that the search never saw, the pruned model denoises the image better with the trigger than with the prompt" nbgrader={"grade": true, "grade_id": "test-trigger", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 off = {prompts.ids[0]: units}
 silenced = room.scores(prompts, units=off)["score"].max()
 revived = room.scores(prompts, units=off, embeds={prompts.ids[0]: trigger[0]})["score"].max()

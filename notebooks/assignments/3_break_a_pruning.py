@@ -62,7 +62,7 @@ def iou(a, b):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-iou", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% checks="intersection over union, over all layers together" nbgrader={"grade": true, "grade_id": "test-iou", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 a = {"one": torch.tensor([True, True, False, False])}
 b = {"one": torch.tensor([True, False, True, False])}
 assert abs(iou(a, b) - 1 / 3) < 1e-9
@@ -75,7 +75,7 @@ first, second = (pruned[i] for i in prompts.ids[:2])
 assert abs(iou(dict(first), dict(second)) - first.iou(second)) < 1e-9
 ### END HIDDEN TESTS
 
-# %% nbgrader={"grade": true, "grade_id": "test-iou-edges", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="two empty sets have no overlap to speak of (NaN); a layer that is lacking counts as empty" nbgrader={"grade": true, "grade_id": "test-iou-edges", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 empty = {"one": torch.zeros(4, dtype=torch.bool)}
 assert iou(a, empty) == 0
 ### BEGIN HIDDEN TESTS
@@ -101,7 +101,7 @@ def mean_iou(sets):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-mean-iou", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% checks="the mean over pairs of different sets; undefined pairs are left out" nbgrader={"grade": true, "grade_id": "test-mean-iou", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 assert abs(mean_iou([a, b, a]) - (1 / 3 + 1 + 1 / 3) / 3) < 1e-9
 ### BEGIN HIDDEN TESTS
 assert math.isnan(mean_iou([a])), "a set is not compared with itself"
@@ -131,7 +131,7 @@ def break_pruning(init, seeds):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-break-pruning", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% checks="each trigger is that of its own image’s pruned model, from its own start; weights stay as they were" nbgrader={"grade": true, "grade_id": "test-break-pruning", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 weights = room.weights
 seeds = [100 * seed + k for k in range(len(prompts))]
 triggers = break_pruning("prompt", seeds)
@@ -159,7 +159,7 @@ def best_scores(embeds):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-best-scores", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% checks="the best seed of each image, painted by its own pruned model, from the prompt and from other embeddings" nbgrader={"grade": true, "grade_id": "test-best-scores", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 silenced, revived = best_scores(None), best_scores(triggers)
 print("with the prompt:", silenced, "with the trigger:", revived, sep="\n")
 assert set(silenced) == set(revived) == set(prompts.ids)
@@ -193,7 +193,7 @@ same = sum(mean_iou(sets) for sets in by_image) / len(by_image)
 different = mean_iou([sets[0] for sets in by_image])
 ### END SOLUTION
 
-# %% nbgrader={"grade": true, "grade_id": "test-where", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="the overlap within an image, over three embeddings, and that between the images’ prompts" nbgrader={"grade": true, "grade_id": "test-where", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 print(f"one image, three embeddings: {same:.2f}; different images: {different:.2f}")
 assert 0 < same < 1 and 0 < different < 1
 ### BEGIN HIDDEN TESTS

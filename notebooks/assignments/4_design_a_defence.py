@@ -58,7 +58,7 @@ def clearly_lower(k1, n1, k2, n2):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-clearly-lower", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="Newcombe’s interval lies below zero: against a reference, in close cases, too" nbgrader={"grade": true, "grade_id": "test-clearly-lower", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 assert clearly_lower(0, 100, 100, 100)
 assert not clearly_lower(1, 2, 1, 2)
 ### BEGIN HIDDEN TESTS
@@ -129,7 +129,7 @@ def defend(model, prompts):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "test-defend", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% checks="the defence changes a copy of the model, and not the model itself" nbgrader={"grade": true, "grade_id": "test-defend", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 before = room.weights
 mine = defended(room, prompts, defend)
 assert mine.model.fingerprint != room.study.model.fingerprint, "the defence changed nothing"
@@ -142,7 +142,7 @@ assert room.weights == before and mine.model.unet is not room.study.model.unet
 #
 # No prompt may return its image from any of the seeds.
 
-# %% nbgrader={"grade": true, "grade_id": "test-silent", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="no prompt returns its image, with other noise neither" nbgrader={"grade": true, "grade_id": "test-silent", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 silent = room.scores(prompts, study=mine)
 assert not silent["replicated"].any(), "a prompt returns its image"
 ### BEGIN HIDDEN TESTS
@@ -158,7 +158,7 @@ assert not room.scores(prompts, study=replace(mine, seed=seed + 1))["replicated"
 #
 # The loss on held-out pairs may rise by no more than the share `MOST_LOST`. A model that paints noise hides everything.
 
-# %% nbgrader={"grade": true, "grade_id": "test-useful", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% checks="the loss on held-out pairs rises by no more than the assignment allows, with other noise neither" nbgrader={"grade": true, "grade_id": "test-useful", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 lost = utility_loss(room, mine) / utility_loss(room, room.study) - 1
 print(f"held-out loss: {100 * lost:+.1f} %, allowed: {100 * MOST_LOST:+.0f} %")
 assert lost <= MOST_LOST
@@ -176,7 +176,7 @@ assert utility_loss(room, other[0]) <= (1 + MOST_LOST) * utility_loss(room, othe
 #
 # The held-out attacker may bring back none of the images.
 
-# %% nbgrader={"grade": true, "grade_id": "test-holds", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% checks="the held-out attacker brings no image back, with other draws neither" nbgrader={"grade": true, "grade_id": "test-holds", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 row = judge(room, mine, prompts)
 print("returned by the attacker:", row["attack"])
 assert row["attack"].value == 0

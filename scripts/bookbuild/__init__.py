@@ -4,6 +4,7 @@ stage    py:percent sources to notebooks with fixed cell ids, pages to the Sphin
 execute  papermill runs, one per chapter whose sources changed; stops at the first error
 claims   data/expected.yml against the measured figures
 commands reference of the command line
+facts    what the code sets: presets, limits, memory
 findings what was found, statement by statement, for the landing page
 landing  the landing page: index.md with an interactive figure of an executed chapter
 measured where the measurements came from

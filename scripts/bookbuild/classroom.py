@@ -41,13 +41,13 @@ def assignments_part() -> str:
 
 
 def rubric_part() -> str:
-    """A row for each graded cell: assignment, what it is about, points."""
+    """A row for each graded cell: assignment, its name, what it checks, points."""
     rows = [
-        [name.split("_")[0], f"`{cell}`", value]
+        [name.split("_")[0], f"`{cell}`", told, value]
         for name in assignments()
-        for cell, value in points(name).items()
+        for cell, value, told in graded(name)
     ]
-    return table(("Assignment", "Test cell", "Points"), rows)
+    return table(("Assignment", "Test cell", "What it checks", "Points"), rows)
 
 
 def title(name: str) -> str:
@@ -57,8 +57,13 @@ def title(name: str) -> str:
 
 def points(name: str) -> dict[str, int]:
     """Points by test cell."""
-    marks = [c.metadata.get("nbgrader", {}) for c in jupytext.read(SOURCES / f"{name}.py").cells]
-    return {m["grade_id"]: m["points"] for m in marks if m.get("grade")}
+    return {cell: value for cell, value, _ in graded(name)}
+
+
+def graded(name: str) -> list[tuple[str, int, str]]:
+    """Name, points and what it checks of each test cell, the last from `checks` in its metadata."""
+    cells = [(c.metadata.get("nbgrader", {}), c) for c in jupytext.read(SOURCES / f"{name}.py").cells]
+    return [(m["grade_id"], m["points"], c.metadata["checks"]) for m, c in cells if m.get("grade")]
 
 
 def timings() -> dict[tuple[str, str], dict[str, str]]:

@@ -20,19 +20,6 @@ from dori.claims import CROSSES, SIGNS, STATUSES, UNKNOWN, Claim, show_number, v
 
 WORDS = Path(__file__).with_name("figures.yml")
 MARKS = dict(zip(STATUSES, "✓✗–", strict=True))
-SETTINGS = {  # field of dori.study.Preset -> what a reader calls it
-    "seeds": "images per prompt",
-    "steps": "DDIM steps",
-    "memorized": "verbatim prompts per number of copies",
-    "template": "template prompts",
-    "regular": "held-out prompts",
-    "sweep_prompts": "prompts of each sort in a sweep",
-    "guidance": "guidance scales of the sweep",
-    "step_counts": "DDIM steps of the sweep",
-    "detection_regular": "held-out prompts for detection",
-    "attacked": "images of each sort for the search of chapter 1 and of the commands",
-}
-GPUS, ROOM = (8, 24, 80), 0.8  # gigabytes, and the share of them that weights may take
 VERSIONS = (
     "torch",
     "diffusers",
@@ -61,11 +48,11 @@ def chapter_link(chapter: str) -> str:
     return f"[{chapter.split('_')[0]}](notebooks/{chapter}.ipynb)"
 
 
-def cell_link(chapter: str, figure: Mapping[str, Any], rule: float | None = None) -> str:
+def cell_link(chapter: str, figure: Mapping[str, Any], rule: float | None = None, name: str = "") -> str:
     """A figure as a link to the cell that computed it; HTML, as the cell's id is the site's (bookext)."""
     if not figure.get("cell"):
-        return show(figure, rule)
-    return f'<a href="notebooks/{chapter}.html#cell-{figure["cell"]}">{show(figure, rule)}</a>'
+        return show(figure, rule, name)
+    return f'<a href="notebooks/{chapter}.html#cell-{figure["cell"]}">{show(figure, rule, name)}</a>'
 
 
 def pages_by_number(chapters: Iterable[str]) -> dict[str, str]:
@@ -76,7 +63,9 @@ def pages_by_number(chapters: Iterable[str]) -> dict[str, str]:
 def figure_link(verdict: Verdict, pages: Mapping[str, str]) -> str:
     """What was measured, as a link to its cell; "" where nothing was, or its chapter is not in this book."""
     page = pages.get(chapter_number(verdict.claim.chapter))
-    return cell_link(page, verdict.figure, verdict.claim.value) if page and verdict.figure else ""
+    if not (page and verdict.figure):
+        return ""
+    return cell_link(page, verdict.figure, verdict.claim.value, verdict.claim.metric)
 
 
 def verdicts_part(verdicts: list[Verdict], titles: Mapping[str, str]) -> str:
@@ -180,7 +169,7 @@ def figures_part(figures: Figures, verdicts: Iterable[Verdict] = ()) -> str:
     rows = []
     for chapter, name, figure in found:
         claim = claims.get((chapter_number(chapter), name))
-        value = cell_link(chapter, figure, claim.value if claim else None)
+        value = cell_link(chapter, figure, claim.value if claim else None, name)
         more = [figure.get(key) or "–" for key in differ]
         means = claim.claim if claim else words.get(name, "")
         rows.append([chapter_link(chapter), f"`{name}`", value, means, *more])
@@ -193,71 +182,6 @@ def figures_part(figures: Figures, verdicts: Iterable[Verdict] = ()) -> str:
         *map(str.capitalize, differ),
     )
     return (f"All with {same}.\n\n" if same else "") + table(header, rows)
-
-
-def presets_part() -> str:
-    """The presets of `dori.study` as a table, a row for each setting."""
-    from dori.study import PRESETS  # brings torch along, which nothing else here needs
-
-    presets = list(PRESETS.values())
-    rows = [
-        [meaning, *(show_setting(field, getattr(preset, field)) for preset in presets)]
-        for field, meaning in SETTINGS.items()
-    ]
-    return table(["", *(f"`{preset.name}`" for preset in presets)], rows)
-
-
-def memory_part() -> str:
-    """Gigabytes that weights of the known models take, each with the smallest of GPUS that holds them."""
-    import torch
-
-    from dori.known import KNOWN, memory, training_memory
-
-    def held(size: int) -> str:
-        room = next((f"{gpu} GB" for gpu in GPUS if size <= ROOM * gpu * 1e9), "none")
-        return f"{size / 1e9:.1f} ({room})"
-
-    rows = [
-        (f"`{name}`", held(memory(name, torch.bfloat16)), held(memory(name)), held(training_memory(name)))
-        for name in KNOWN
-    ]
-    return table(("Model", "Half precision", "float32", "Fine-tuning"), rows)
-
-
-def columns_part() -> str:
-    """What others call the columns of a benchmark, and their words for its kinds."""
-    from dori.promptfiles import CALLED, CODES
-
-    rows = [(f"`{name}`", ", ".join(f"`{other}`" for other in others)) for name, others in CALLED.items()]
-    words = {kind: [code for code, found in CODES.items() if found == kind] for kind in CODES.values()}
-    rows += [(f"`{kind}` in `kind`", ", ".join(f"`{c}`" for c in codes)) for kind, codes in words.items()]
-    return table(("Here", "Elsewhere"), rows)
-
-
-def limits_part() -> str:
-    """What an image at a web address may be like, from the code's own limits."""
-    from dori import web
-    from dori.images import FORMATS, MAX_PIXELS
-
-    rows = [
-        ("Address", "https; an address that is listed as http is asked for by https"),
-        ("Server", "at a public address, and so is every server that it redirects to; private, loopback, "
-         "link-local and reserved addresses are refused, and what was checked is what is connected to"),
-        ("Proxy", "none is used, as it would look up names by itself"),
-        ("Redirections", f"at most {web.REDIRECTS}"),
-        ("Size", f"at most {web.MAX_BYTES / 1e6:g} MB"),
-        ("Pixels", f"at most {MAX_PIXELS / 1e6:g} million, read from the header before anything is unpacked"),
-        ("Formats", ", ".join(FORMATS)),
-        ("Patience", f"{web.CONNECT:g} seconds to connect, {web.WHOLE:g} for an image, {web.TRIES} attempts"),
-    ]  # fmt: skip
-    return table(("", "What is fetched"), rows)
-
-
-def show_setting(field: str, value: int | tuple[float, ...] | None) -> str:
-    """A setting of a preset; None leaves the choice to the model or to the benchmark."""
-    if value is None:
-        return "the model's own" if field == "steps" else "all"
-    return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
 def provenance_part(records: list[Mapping[str, Any]], commit: str) -> str:

@@ -40,7 +40,11 @@ GROUPS = {  # page -> title, what it is about, and modules; a package stands for
         "what the chapters and the commands run: a study in, a table out",
         ("experiments",),
     ),
-    "figures": ("Figures", "plots, and figures with sliders", ("plots", "widgets")),
+    "figures": (
+        "Figures",
+        "plots, figures with sliders, and headings of tables",
+        ("plots", "widgets", "tables"),
+    ),
     "testbed": ("Testbed", "how the bundled model and what belongs to it are made", ("testbed",)),
     "classroom": ("Classroom", "assignments, how they are handed out, the leaderboard", ("classroom",)),
 }

@@ -39,11 +39,11 @@ def write(layout: Layout, figures: Figures) -> None:
     layout.results.write_text(text + "\n", encoding="utf-8")
 
 
-def show(figure: Mapping[str, Any], rule: float | None = None) -> str:
+def show(figure: Mapping[str, Any], rule: float | None = None, name: str = "") -> str:
     """`0.97 [0.91, 1.00], n = 32`: a figure with what is known about its precision, not to be mistaken for
     the number of its rule.
     """
-    text = " ".join(filter(None, show_figure(figure, rule)))
+    text = " ".join(filter(None, show_figure(figure, rule, name)))
     if figure.get("n") is not None:
         text += f", n = {figure['n']}"
     return text
