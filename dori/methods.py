@@ -23,7 +23,7 @@ VERSIONS = {
     "detection": 1,
     "relearning": 1,
     "blocks": 1,
-    "locality": 2,  # a ceiling for each trigger, feed-forward outputs, one level more
+    "locality": 2,  # a ceiling for each trigger, one level more
 }
 # Methods that a method calls, where the key of its result does not have the content of theirs.
 CALLS = {

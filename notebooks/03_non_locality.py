@@ -54,6 +54,8 @@ from IPython.display import HTML, Markdown
 
 from dori import plots, widgets
 from dori.claims import claims_html
+
+# %% tags=["hide-input"]
 from dori.experiments import locality_activations as activations
 from dori.experiments import locality_blocks as blocks
 from dori.experiments import locality_cards as cards
@@ -203,7 +205,8 @@ embeddings.connected(walked, study.descriptor.threshold).round(2)
 # ## Second level: activations
 #
 # Now all embeddings are shown to the network with the same noise at the first step, and what every layer answers is compared: the outputs of the value
-# layers, the inputs of the second feed-forward matrices, which is what Wanda looks at, their outputs, and the middle block. Three measures of how different two
+# layers, the inputs of the second feed-forward matrices, which is what Wanda looks at, and the middle block. (What these matrices give is shown as well. It was
+# added later and counts neither in the claim's median nor in the index below.) Three measures of how different two
 # answers are: L2, as in the paper; 1 − cosine, which is free of scale; and 1 − {term}`CKA`, which asks whether the same *places* are alike, in
 # whatever coordinates.
 
@@ -409,7 +412,16 @@ Markdown(dose.dose_said(dosed))
 # And which block is it that an image needs? One that many images need may be needed for painting at all, and be no memory's own place.
 
 # %%
-dose.needed(study, ordinary).round(2)
+by_copies = dose.needed(study, ordinary)
+by_copies.round(2)
+
+# %% tags=["hide-input"]
+Markdown(dose.trend(by_copies))
+
+# %% [markdown]
+# **On the bundled model, as shipped:** images with few copies need one block or a few, not the same for all; most of those with 64 copies, and all with the most,
+# need none by itself. So here it is copying that takes a memory out of any one place, and what this chapter says of ordinary memories it says of the most
+# duplicated ones. (Asked after the first figures had been seen. Two triggers an image are few, and an image whose searches mostly fail is not in the table.)
 
 # %% [markdown]
 # ## Look for yourself

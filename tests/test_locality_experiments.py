@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from dori.experiments import locality_activations as activations
+from dori.experiments import locality_dose as dose
 from dori.experiments import locality_embeddings as embeddings
 from dori.experiments import locality_levels as levels
 from dori.experiments import locality_reasons as reasons
@@ -42,9 +43,32 @@ def test_mean_iou_weighs_images_alike():
 
 
 def test_the_output_is_no_best_layer():
-    rows = [("ordinary", "a", n, k, v) for n, k, v in (("l", "value", 0.3), ("output", "output", 0.9))]
+    layers = (("l", "value", 0.3), ("f", activations.FFN_OUTPUT, 0.8), ("output", "output", 0.9))
+    rows = [("ordinary", "a", name, kind, value) for name, kind, value in layers]
     table = pd.DataFrame(rows, columns=["memory", "image", "layer", "kind", "index"])
     assert activations.best_layers(table)["index"].tolist() == [0.3]
+
+
+def test_the_outputs_of_feed_forward_layers_are_shown_and_not_judged():
+    kinds = {"value": 2.0, "feed-forward": 0.5, "mid": 1.0, activations.FFN_OUTPUT: 0.1}
+    rows = [("a", "L2", kind, kind, ratio) for kind, ratio in kinds.items()]
+    table = pd.DataFrame(rows, columns=["image", "measure", "layer", "kind", "ratio"])
+    assert activations.activation_ratio(table).value == 1.0
+    assert activations.activation_ratio(table, only=activations.FFN_OUTPUT).value == 0.1
+
+
+def test_the_trend_over_copies_is_a_rank_correlation():
+    def found(pairs):
+        index = pd.MultiIndex.from_tuples([(c, f"i{n}") for n, (c, _) in enumerate(pairs)])
+        return pd.DataFrame({"index": [v for _, v in pairs]}, index=index.set_names(["copies", "image"]))
+
+    falling = [(2**k, 1 - k / 8) for k in range(8)]
+    assert "−1.00 (p < 0.001" in dose.trend(found(falling))
+    assert "Over 8 images" in dose.trend(found(falling))
+    mixed = dose.trend(found([(1, 0.1), (2, 0.4), (4, 0.2), (8, 0.3)]))  # ranks 1 4 2 3: rho 0.4
+    assert "is 0.40 (p 0." in mixed
+    assert dose.trend(found([(1, 0.1), (1, 0.4), (1, 0.2), (1, 0.3)])) == ""
+    assert dose.trend(pd.DataFrame()) == ""
 
 
 def test_a_path_is_connected_if_its_lowest_point_is_above_the_threshold():

@@ -105,8 +105,10 @@ def ratios(memories: Sequence[Memory], measures: Sequence[str] = ("L2", "cosine"
 
 
 def activation_ratio(table: pd.DataFrame, measure: str = "L2", only: str = "") -> Estimate:
-    """Mean over images of the median over layers (with `only`, those of a `kind`), of `ratios`."""
-    chosen = (table["measure"] == measure) & ((table["kind"] == only) | (only == ""))
+    """Mean over images of the median over layers, of `ratios`: of the layers of a `kind` (`only`), or of all
+    that the paper and the claim's rule look at, which are not the outputs of the feed-forward layers."""
+    wanted = table["kind"] == only if only else table["kind"] != FFN_OUTPUT
+    chosen = (table["measure"] == measure) & wanted
     by_image = table[chosen].groupby("image", sort=False)["ratio"]
     return mean_of_few([float(np.median(part)) for _, part in by_image])
 
@@ -140,9 +142,10 @@ def meeting(memories: Sequence[Memory], others: Sequence[Memory]) -> pd.DataFram
 def best_layers(table: pd.DataFrame) -> pd.DataFrame:
     """The layer of each memory at which its triggers agree most: a row per memory and image.
 
-    The output does not count, there they have to agree.
+    The output does not count, there they have to agree; nor do the outputs of the feed-forward layers, which
+    were added when the index had been seen.
     """
-    inside = table[table["kind"] != "output"]
+    inside = table[~table["kind"].isin(["output", FFN_OUTPUT])]
     best = inside.loc[inside.groupby(["memory", "image"], sort=False)["index"].idxmax()]
     return best.set_index(["memory", "image"])
 

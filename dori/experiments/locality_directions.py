@@ -78,15 +78,12 @@ def known_door(memories: Sequence[Memory]) -> pd.DataFrame:
 
     A row per kind of memory and part: without what the door reads, without as many random directions, and of
     either nothing else. Ordinary memories have no door: for them, what the same neurons of the model as
-    trained read, those of the first plant. Empty without planted memories.
+    trained read, those of the first plant. Empty without planted memories, and without triggers.
     """
     from dori.testbed.planted import known_units
 
-    planted = [m for m in memories if m.kind == PLANTED]
-    if not planted:
-        return pd.DataFrame(columns=["memory", "part"])
-    parts = []
-    for memory in memories:
+    planted, parts = [m for m in memories if m.kind == PLANTED], []
+    for memory in memories if planted else ():
         which = memory.id if memory.kind == PLANTED else planted[0].id
         ((layer, chosen),) = known_units(which)[0].items()
         door = find_layer(memory.study.model.unet, layer).weight[chosen]
@@ -102,7 +99,7 @@ def known_door(memories: Sequence[Memory]) -> pd.DataFrame:
                 if made:
                     scores = score_found(memory.study, memory.prompts, made, sampling=sampling(memory.study))
                     parts.append(scores.assign(memory=memory.kind, part=f"{how} {name}"))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["memory", "part"])
 
 
 def door_rates(found: pd.DataFrame) -> pd.DataFrame:
@@ -122,6 +119,8 @@ def door_said(found: pd.DataFrame) -> str:
         return ""
     hit = found.groupby(["memory", "part", "id", "trigger"])["replicated"].any()
     rate = hit.groupby(level=["memory", "part"]).mean()
+    if PLANTED not in rate.index:
+        return ""
     lost = rate[PLANTED, f"{WITHOUT} {RANDOM}"] - rate[PLANTED, f"{WITHOUT} {DOOR}"]
     alone = rate[PLANTED, f"{ALONE} {DOOR}"] - rate[PLANTED, f"{ALONE} {RANDOM}"]
     usual = rate.get((ORDINARY, f"{WITHOUT} {RANDOM}"), 0) - rate.get((ORDINARY, f"{WITHOUT} {DOOR}"), 0)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from dori.experiments import locality_blocks
 from dori.experiments.locality_activations import meeting
@@ -14,7 +15,7 @@ from dori.experiments.locality_transfer import transfers
 from dori.experiments.locality_weights import agreements
 from dori.experiments.memories import ORDINARY, Memory, searched, sizes
 from dori.experiments.triggers import trigger_rate
-from dori.metrics.intervals import Estimate
+from dori.metrics.intervals import Estimate, fixed, p_value
 from dori.study import Study
 
 DOSED = ("embeddings", "activations", "weights (Wanda)", "transfer (Wanda)", "one block at a time")
@@ -61,6 +62,21 @@ def needed(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
         if worked:
             parts[copies] = locality_blocks.needed(locality_blocks.table(worked)).droplevel("memory")
     return pd.concat(parts, names=["copies"]) if parts else pd.DataFrame()
+
+
+def trend(found: pd.DataFrame) -> str:
+    """Rank correlation (Spearman) between copies and the index of blocks over the images of `needed`, as a
+    sentence; p by permutations. Nothing where there are fewer than four images or one number of copies."""
+    copies = found.index.get_level_values("copies") if len(found) else pd.Index([])
+    if len(found) < 4 or copies.nunique() < 2 or found["index"].nunique() < 2:
+        return ""
+    ranks = [stats.rankdata(values) for values in (copies, found["index"])]
+    how = stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(0))
+    made = stats.pearsonr(*ranks, method=how)
+    return (
+        f"Over {len(found)} images with two triggers or more, the rank correlation (Spearman) between copies "
+        f"and this index is {fixed(made.statistic)} (p {p_value(made.pvalue)}, permutations)."
+    )
 
 
 def dose_said(found: pd.DataFrame) -> str:

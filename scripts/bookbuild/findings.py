@@ -34,7 +34,7 @@ STATEMENTS = {
     "everywhere": Statement(
         "Triggers are everywhere.",
         ("spread", "found_from_anywhere", "planted_embeddings"),
-        ("spread_is_made", "twin_finds_nothing"),
+        ("spread_is_made", "twin_finds_nothing", "planted_directions"),
     ),
     "ways": Statement(
         "They take different ways through the model.",
