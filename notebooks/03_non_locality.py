@@ -335,6 +335,18 @@ directions.door_rates(doors) if planted else Markdown("–")
 Markdown(directions.door_said(doors))
 
 # %% [markdown]
+# And the activations? {numref}`fig-profile-l2` compares whole layers, token by token. Look at the door's neurons alone, and at how large each is on average over the
+# tokens, as NeMo does, because the order of tokens means nothing to attention. (Of four ways to take the tokens together, tried after the index of activations had
+# been seen, this is the one that shows the door: as they are and by their largest value, neither the door nor other neurons stand out; by their plain mean, both do.)
+
+# %%
+active = directions.door_activity(memories)
+active.set_index(["memory", "image"]).round(2)
+
+# %% tags=["hide-input"]
+Markdown(directions.activity_said(active))
+
+# %% [markdown]
 # For a model from the field nobody knows the door. The same test for one block at a time, without that knowledge: take from each trigger's way what
 # those neurons of the block read that it drives most, as many as a door has. The rule for this diagnostic was written down before it was computed.
 
@@ -450,7 +462,7 @@ HTML(claims_html("03", study.headlines))
 
 # %% tags=["hide-input"]
 Markdown(reasons.reasons(ordinary, table, gaps, gone=gone, agreed=agreed, moved=moved, across=across, doors=doors,
-                         figures=study.headlines))
+                         active=active, figures=study.headlines))
 
 # %% [markdown]
 # ### What follows

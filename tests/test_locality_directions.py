@@ -96,6 +96,29 @@ def test_doors_are_tried_beside_random_directions(memory, monkeypatch):
     assert shown.index[0][0] == f"{directions.WITHOUT} {directions.DOOR}"
 
 
+def test_the_door_shows_where_its_neurons_alone_are_looked_at(memory, study, monkeypatch):
+    from dori.testbed import planted
+
+    one = study.memorized.head(2)
+    found = find_triggers(study, one, Attack("random", 1), 2)
+    scores = score_found(study, one, found).assign(replicated=True)
+    other = Memory(ORDINARY, study, one.only([one.ids[1]]), [f for f in found if f.image == one.ids[1]],
+                   scores[scores["id"] == one.ids[1]])  # fmt: skip
+    layer = f"{study.model.cross_attention()[0]}.to_v"
+    neurons = torch.zeros(len(find_layer(study.model.unet, layer).weight), dtype=torch.bool)
+    neurons[:2] = True
+    monkeypatch.setattr(planted, "known_units", lambda which: (Units({layer: neurons}), Units({})))
+    assert directions.door_activity([memory, other]).empty, "nothing was planted"
+    same = [dataclasses.replace(f, embeds=memory.found[0].embeds) for f in memory.found]
+    local = dataclasses.replace(memory, kind=PLANTED, found=same)
+    table = directions.door_activity([local, other])
+    assert table["door"].tolist() == pytest.approx([1.0]), "ordinary memories need others to be compared with"
+    assert table["others"].tolist() == pytest.approx([1.0])
+    assert "is 1.00 for planted memories" in directions.activity_said(table)
+    size = torch.tensor([[0.0], [1], [4], [5]])  # own 1 apart, others 4.5 - 0.5 = 4 away on average
+    assert directions._nearer(size, 2) == pytest.approx(0.75)
+
+
 def of_doors(returned):
     """{(memory, part): (triggers that return the image, of 2)}."""
     rows = [(m, part, "i", f"t{k}", k < n) for (m, part), n in returned.items() for k in range(2)]

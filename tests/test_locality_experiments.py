@@ -57,6 +57,16 @@ def test_the_outputs_of_feed_forward_layers_are_shown_and_not_judged():
     assert activations.activation_ratio(table, only=activations.FFN_OUTPUT).value == 0.1
 
 
+def test_what_the_door_shows_decides_what_is_said_of_activations():
+    def told(door, others):
+        rows = [("planted", f"p{k}", door, others) for k in range(3)]
+        return reasons.averaged(pd.DataFrame(rows, columns=["memory", "image", "door", "others"]))
+
+    assert "averages it away" in told(0.5, 0.1)
+    assert "not even there" in told(0.2, 0.1)
+    assert reasons.averaged(pd.DataFrame(columns=["memory", "image", "door", "others"])) == ""
+
+
 def test_the_trend_over_copies_is_a_rank_correlation():
     def found(pairs):
         index = pd.MultiIndex.from_tuples([(c, f"i{n}") for n, (c, _) in enumerate(pairs)])

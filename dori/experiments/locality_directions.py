@@ -1,8 +1,8 @@
-"""Chapter 3, embeddings again, by taking away: which part of the way of a search does the image need?
+"""Chapter 3, explanations put to the test: which part of the way of a search does the image need?
 
 Cosines between ways compare all that a way has. A block reads only the directions that the rows of its value
 projection span. Here a search's way, end minus start, loses those directions, and the rest is added to the
-start: does the image still come?
+start: does the image still come? And where a door is known, do activations show it if only it is looked at?
 """
 
 import dataclasses
@@ -13,14 +13,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dori import locality
 from dori.drawing import digest
 from dori.experiments.memories import ORDINARY, PLANTED, Memory, ends, sampling, sizes, starts
 from dori.experiments.triggers import Found, score_found, trigger_rate
 from dori.hooks import find_layer
-from dori.metrics.intervals import wilson
+from dori.metrics.intervals import mean_of_few, wilson
 
 NEURONS = 16  # value neurons of a block: as many as the door of a planted memory has
 MOST = 6  # triggers of an image that lose what the door reads
+SEEN = 16  # triggers of an image whose activations are looked at, as in `locality_activations`
+DRAWS = 20  # random sets of neurons beside the door's
 ALONE = "of the way nothing but"
 WITHOUT = "the way without"
 DOOR, RANDOM = "what the door reads", "as many random directions"
@@ -80,12 +83,10 @@ def known_door(memories: Sequence[Memory]) -> pd.DataFrame:
     either nothing else. Ordinary memories have no door: for them, what the same neurons of the model as
     trained read, those of the first plant. Empty without planted memories, and without triggers.
     """
-    from dori.testbed.planted import known_units
-
     planted, parts = [m for m in memories if m.kind == PLANTED], []
     for memory in memories if planted else ():
         which = memory.id if memory.kind == PLANTED else planted[0].id
-        ((layer, chosen),) = known_units(which)[0].items()
+        layer, chosen = _door(memory, planted[0])
         door = find_layer(memory.study.model.unet, layer).weight[chosen]
         draw = torch.Generator().manual_seed(0)
         other = torch.randn(door.shape, generator=draw, dtype=torch.double)
@@ -133,6 +134,40 @@ def door_said(found: pd.DataFrame) -> str:
     )
 
 
+def door_activity(memories: Sequence[Memory]) -> pd.DataFrame:
+    """How much nearer an image's triggers are to each other than to those of others, at the door's neurons.
+
+    `locality_activations.meeting`'s index, not of a layer's values token by token but of each neuron's mean
+    |value| over the tokens, which is NeMo's measure and does not know the order of tokens. A row per memory,
+    planted or ordinary (as in `known_door`): memory, image, door (at its neurons), others (at as many other
+    neurons of the layer, mean of `DRAWS` random sets). Empty without planted memories.
+    """
+    planted, rows = [m for m in memories if m.kind == PLANTED], []
+    for memory in memories if planted else ():
+        own = memory.triggers(n=SEEN)
+        strangers = [
+            f for m in memories if m.kind == ORDINARY and m.id != memory.id for f in m.triggers(n=SEEN)
+        ]
+        if len(own) > 1 and strangers:
+            layer, chosen = _door(memory, planted[0])
+            model, count = memory.study.model, int(chosen.sum())
+            size = model.value_activity(ends([*own, *strangers]).to(model.device), up=True)[layer].cpu()
+            rest, draw = torch.nonzero(~chosen)[:, 0], torch.Generator().manual_seed(0)
+            sets = [rest[torch.randperm(len(rest), generator=draw)[:count]] for _ in range(DRAWS)]
+            at = [_nearer(size[:, units], len(own)) for units in (torch.nonzero(chosen)[:, 0], *sets)]
+            rows.append((memory.kind, memory.id, at[0], float(np.mean(at[1:]))))
+    return pd.DataFrame(rows, columns=["memory", "image", "door", "others"])
+
+
+def activity_said(found: pd.DataFrame) -> str:
+    """`door_activity` as a sentence, means over images of a kind."""
+    parts = []
+    for kind, part in found.groupby("memory", sort=False):
+        door, others = mean_of_few(part["door"]), mean_of_few(part["others"])
+        parts.append(f"{door.short} for {kind} memories, where as many other neurons have {others.short}")
+    return f"At the door's neurons alone the index is {'; '.join(parts)}." if parts else ""
+
+
 def coarseness(memories: Sequence[Memory]) -> str:
     """How much of a way `table` takes: the share of its squared length, beside that of random directions."""
     shares = []
@@ -163,6 +198,20 @@ def _share(way: Tensor, rows: Tensor) -> float:
 def _in_order(parts: pd.Index) -> pd.Index:
     """The parts as they are explained: without and alone, the door before random directions."""
     return parts.map([f"{how} {what}" for how in (WITHOUT, ALONE) for what in (DOOR, RANDOM)].index)
+
+
+def _door(memory: Memory, first: Memory) -> tuple[str, Tensor]:
+    """Value layer and neurons (d,) of a planted memory's door; of another memory those of the `first`."""
+    from dori.testbed.planted import known_units
+
+    ((layer, chosen),) = known_units(memory.id if memory.kind == PLANTED else first.id)[0].items()
+    return layer, chosen
+
+
+def _nearer(size: Tensor, own: int) -> float:
+    """1 - (mean distance between the first `own` rows) / (mean distance from these to the others)."""
+    apart = float(locality.between(size[:own], size[own:]).mean())
+    return 1 - float(locality.pairs(locality.pairwise(size[:own])).mean()) / apart if apart else np.nan
 
 
 def _without_block(memory: Memory, found: Found, block: str) -> Found:

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from dori.claims import FAILS, SIGNS, holds, judge, load_claims, show_number
-from dori.experiments.locality_directions import door_said
+from dori.experiments.locality_directions import activity_said, door_said
 from dori.experiments.locality_embeddings import one_way, other_ways, spread_ratio
 from dori.experiments.locality_levels import LEAST, LEVELS, index, tells
 from dori.experiments.locality_sizes import WANDA
 from dori.experiments.locality_transfer import OTHER, SAME
 from dori.experiments.locality_transfer import rates as transfer_rates
 from dori.experiments.locality_weights import NOISE, label, mean_iou, strangers_iou
-from dori.experiments.memories import ORDINARY, Memory
+from dori.experiments.memories import ORDINARY, PLANTED, Memory
 from dori.locality.weights import ALL
 from dori.metrics.intervals import Estimate, mean_of_few
 
@@ -35,17 +35,19 @@ def reasons(
     moved: pd.DataFrame,
     across: pd.DataFrame,
     doors: pd.DataFrame,
+    active: pd.DataFrame,
     figures: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """All of them, in Markdown. From `locality_levels.per_image` and `gaps`, `locality_embeddings.way_gone`,
     `locality_weights.all_agreements`, `locality_transfer.transfers`, `locality_weights.across_images`,
-    `locality_directions.known_door` and the study's headlines."""
+    `locality_directions.known_door` and `door_activity`, and the study's headlines."""
     starts = spread_ratio(ordinary, at_start=True)
     lines = [
         against_paper(figures),
         seen(gaps),
         shared_ways(ordinary),
         free(doors),
+        averaged(active),
         inherited(starts, spread_ratio(ordinary), gone),
         unspecific(agreed, across),
         thin_ceiling(table, agreed),
@@ -103,6 +105,22 @@ def free(doors: pd.DataFrame) -> str:
     """The second half of that reason, tested: is most of an embedding free where the place is known?"""
     told = door_said(doors)
     return f"**That reason, tested** on the doors that are known: {told[0].lower()}{told[1:]}" if told else ""
+
+
+def averaged(active: pd.DataFrame) -> str:
+    """Why the level of activations may be blind, tested: does the door show where it alone is looked at?"""
+    told = activity_said(active)
+    if not told:
+        return ""
+    mean = active[active["memory"] == PLANTED][["door", "others"]].mean()
+    shows = mean["door"] - mean["others"] >= LEAST
+    tail = (
+        "So the activations do show the place of a planted memory, and a distance over a whole layer, token "
+        "by token, averages it away."
+        if shows
+        else "So not even there do the activations show the place of a planted memory."
+    )
+    return f"**Activations, tested** on the doors that are known: {told[0].lower()}{told[1:]} {tail}"
 
 
 def unspecific(agreed: pd.DataFrame, across: pd.DataFrame) -> str:
