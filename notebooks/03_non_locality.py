@@ -431,8 +431,8 @@ by_copies.round(2)
 Markdown(dose.trend(by_copies))
 
 # %% [markdown]
-# **On the bundled model, as shipped:** images with few copies need one block or a few, not the same for all; most of those with 64 copies, and all with the most,
-# need none by itself. So here it is copying that takes a memory out of any one place, and what this chapter says of ordinary memories it says of the most
+# **On the bundled model, as shipped:** images with few copies need one block or a few, not the same for all; of those with 64 copies some, and all with the most,
+# need none by itself. The more copies, the less an image hangs on any one block; and what this chapter says of ordinary memories it says of the most
 # duplicated ones. (Asked after the first figures had been seen. Two triggers an image are few, and an image whose searches mostly fail is not in the table.)
 
 # %% [markdown]
@@ -476,7 +476,8 @@ Markdown(reasons.reasons(ordinary, table, gaps, gone=gone, agreed=agreed, moved=
 # 2. **Spread is not the same as being nowhere in particular.** An embedding has many more numbers than one block needs to be addressed. The rest is free, and a
 #    search leaves it wherever it began. So triggers of a local memory can lie anywhere, too.
 # 3. **Taking away tells more than comparing.** That triggers agree in some layer may come from the image that they all lead to. That the image needs
-#    a layer is seen when the layer is silenced.
+#    a layer is seen when the layer is silenced. A comparison can see it, too, if it is made of the few numbers that matter ({ref}`level-directions`), but
+#    which these are has to be known first.
 #
 # And the limits. There are few images here and few planted ones, all in the same block; intervals over images are wide, and where all images agree there is none. A planted memory is *more*
 # local than anything training is likely to make. Between one block and no place lies much that this control does not calibrate. And a block that is not

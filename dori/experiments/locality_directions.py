@@ -109,8 +109,8 @@ def door_rates(found: pd.DataFrame) -> pd.DataFrame:
     for (part, memory), some in found.groupby(["part", "memory"], sort=False):
         hit = some.groupby("trigger")["replicated"].any()
         rate = trigger_rate(some) if some["id"].nunique() > 1 else wilson(int(hit.sum()), len(hit))
-        rows.append((part, memory, f"{len(hit)} of {some['id'].nunique()}", rate.short))
-    columns = ["added to the start", "memory", "triggers, images", "image comes back"]
+        rows.append((part, memory, len(hit), some["id"].nunique(), rate.short))
+    columns = ["added to the start", "memory", "triggers", "images", "image comes back"]
     return pd.DataFrame(rows, columns=columns).set_index(columns[:2]).sort_index(level=0, key=_in_order)
 
 
