@@ -30,6 +30,7 @@ from dori.locality.activations import (
     OUTPUT,
     activation_sketches,
     centred_gram,
+    ffn_output,
     first_step,
     positions,
 )
@@ -83,9 +84,11 @@ def activations(model: TextToImageModel, embeds: Tensor) -> dict[str, Tensor]:
     with (
         recorded(model.unet, [*model.value_layers(up=True), MID]) as outputs,
         recorded(model.unet, model.ffn_layers(), inputs=True) as taken,
+        recorded(model.unet, model.ffn_layers()) as given,
     ):
         eps = model.as_epsilon(model.predict(latents, t, embeds), latents, t)
-    found = {name: calls[0] for name, calls in (outputs | taken).items()}
+    given = {ffn_output(name): calls for name, calls in given.items()}
+    found = {name: calls[0] for name, calls in (outputs | taken | given).items()}
     return {name: positions(x) for name, x in (found | {OUTPUT: eps}).items()}
 
 

@@ -16,7 +16,7 @@ from dori import study
 from dori.attack import Attack
 from dori.benchmark import load_benchmark
 from dori.claims import load_claims
-from dori.experiments import adjustment, defences, foundations, unprompted
+from dori.experiments import adjustment, defences, erasure, foundations, unprompted
 
 jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
 
@@ -71,6 +71,7 @@ def short_searches(monkeypatch):
     """One step for each search of chapter 4: seven models are asked by five of them."""
     one = {name: dataclasses.replace(plan, steps=(1,)) for name, plan in defences.SEARCHES.items()}
     monkeypatch.setattr(defences, "SEARCHES", one)
+    monkeypatch.setattr(erasure, "PAINTED", Attack(steps=(1,)))
     monkeypatch.setattr(adjustment, "TARGETS", ((1.0, 1), (0.0, 1)))
 
 

@@ -184,7 +184,7 @@ def test_the_card_and_the_hashes_follow_what_is_shipped(shipped, tmp_path):
     assert text.count("## Mended models") == 1
     (row,) = [line for line in text.splitlines() if line.startswith("| adversarial fine-tuning |")]
     assert f"`{again['fingerprint']}`" in row
-    assert "lr 0.002" in row
+    assert "`lr=0.002`" in row
     assert again["fingerprint"] != record["fingerprint"]
     assert "cured/adversarial.safetensors" in sums.read_text()
 

@@ -88,7 +88,10 @@ def run(command):
     return functools.partial(command, "evaluate")
 
 
-def test_an_evaluation_has_alignment_and_fidelity_and_says_by_what(run, tiny_clip, inception_file, tmp_path):
+def test_an_evaluation_has_alignment_and_fidelity_and_says_by_what(run, tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("dori.metrics.inception.WIDTH", 3)  # FID of 2048 features takes half a minute
+    inception_file = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.script(Net(3)).save(str(inception_file))
     tiny_clip.model.save_pretrained(tmp_path / "clip")
     tiny_clip.tokenizer.save_pretrained(tmp_path / "clip")
     code, out, err = run(clip=tmp_path / "clip", fid=inception_file)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dori.attack import Attack
+from dori.attack import PAPER
 from dori.benchmark import Benchmark
 from dori.drawing import Sampling, Trigger, drawn, prompt_trigger
 from dori.experiments import cuts, defences, erasing
@@ -35,6 +35,7 @@ from dori.study import Study
 from dori.testbed import cured
 
 AFT = LABELS["adversarial"]
+PAINTED = PAPER  # the search whose pictures are shown
 NAMES = {  # in headlines
     AFT: "aft",
     LABELS["adversarial-lora"]: "lora",
@@ -255,8 +256,8 @@ def _triggers(one: Defence, prompts: Benchmark, *, search: bool) -> list[Trigger
     units = one.units or {}
     if not search:
         return [prompt_trigger(prompts, i, units.get(i)) for i in prompts.ids]
-    found, _ = run_attacks(one.study, prompts, Attack(), units)
-    return [Trigger(i, r.tensors["50"], units.get(i)) for i, r in found.items()]
+    found, _ = run_attacks(one.study, prompts, PAINTED, units)
+    return [Trigger(i, r.tensors[str(*PAINTED.steps)], units.get(i)) for i, r in found.items()]
 
 
 def surrogate_table(prompts: Benchmark, found: Sequence[Surrogate]) -> pd.DataFrame:

@@ -149,6 +149,11 @@ def first_step(model: TextToImageModel) -> float:
     return scheduler.timesteps[0].item()
 
 
+def ffn_output(name: str) -> str:
+    """What the output of a second feed-forward matrix is called."""
+    return name.removesuffix(".net.2") + OUT
+
+
 def _pass(
     model: TextToImageModel, embeds: Tensor, latents: Tensor, step: int, summary: _Summary
 ) -> dict[str, Tensor]:
@@ -162,6 +167,6 @@ def _pass(
         look([MID] if hasattr(model.unet, MID) else []) as middle,
     ):
         output = model.predict(latents, t, embeds.to(latents))
-    given = {name.removesuffix(".net.2") + OUT: calls for name, calls in given.items()}
+    given = {ffn_output(name): calls for name, calls in given.items()}
     found = {name: calls[0] for name, calls in (values | taken | given | middle).items()}
     return found | {OUTPUT: summary(model.comparable(output, latents, t))}
