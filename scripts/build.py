@@ -100,6 +100,7 @@ def assemble(layout: Layout) -> None:
             "columns": facts.columns_part(),
             "limits": facts.limits_part(),
             "rows": facts.rows_part(),
+            "passes": facts.passes_part(),
             "speed": speed.speed_part(layout.data / "results"),
             "assignments": classroom.assignments_part(),
             "rubric": classroom.rubric_part(),

@@ -30,9 +30,14 @@ from bookbuild import parameters as parameters_module
 from bookbuild.layout import BuildError, Layout
 from ipywidgets.embed import embed_data
 
+from dori.attack import PAPER, dori_attack, initial_embeds
 from dori.claims import load_claims, show_number
+from dori.experiments.curing import _counted
 from dori.known import KNOWN, memory
 from dori.mitigation.adversarial import Adversarial
+from dori.mitigation.nemo import Nemo
+from dori.mitigation.signature import noise_differences
+from dori.mitigation.wanda import wanda
 from dori.study import Preset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -584,6 +589,32 @@ def test_limits_and_columns_are_those_of_the_code(monkeypatch):
     assert (limits["Size"], limits["Redirections"]) == ("at most 7 MB", "at most 9")
     assert "| `id` | `index` |" in facts.columns_part()
     assert "| `template` in `kind` | `TM`, `TV` |" in facts.columns_part()
+
+
+def test_rows_of_each_stage_are_those_that_go_through_the_denoiser(tiny_model, monkeypatch):
+    as_sd = {"num_inference_steps": 50, "guidance_scale": 7.0}
+    monkeypatch.setattr(tiny_model, "defaults", dataclasses.replace(tiny_model.defaults, **as_sd))
+    monkeypatch.setattr(
+        "dori.attack.max_batch", lambda *given, **more: 8
+    )  # its one row that feels for memory
+    model, told = tiny_model, facts.passes()
+    embeds = model.encode_prompts(["dawn lake"])
+
+    def rows(work) -> int:
+        with _counted(model.unet) as found:
+            work()
+        return sum(found)
+
+    start = initial_embeds(model, "random", prompts=[], seeds=[0])
+    latents = model.initial_latents([0])
+    assert rows(lambda: model.sample(embeds, [0])) == told["painting"][0]
+    assert rows(lambda: dori_attack(model, latents, start, PAPER, seeds=[0])) == told["attack"][0]
+    noises = Nemo().noise
+    looked = rows(lambda: noise_differences(model, embeds.expand(len(noises), -1, -1), noises))
+    assert looked == told["nemo"][0]
+    assert rows(lambda: wanda(model, embeds)) == told["wanda"][0]
+    assert told["adversarial"][0] == told["attack"][0]
+    assert "| Wanda | 40 |" in facts.passes_part()
 
 
 def test_what_limits_the_processes_of_a_training_is_read_off_its_settings():

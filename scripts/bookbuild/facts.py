@@ -68,6 +68,33 @@ def rows_part() -> str:
     )
 
 
+def passes() -> dict[str, tuple[int, str]]:
+    """Rows that the denoiser computes in each stage as published, sampled as SD v1.4 is, and for what."""
+    from dori.attack import PAPER
+    from dori.loading import Defaults
+    from dori.mitigation.adversarial import Adversarial
+    from dori.mitigation.nemo import Nemo
+    from dori.mitigation.wanda import Wanda
+
+    own, search, trained = Defaults(), max(PAPER.steps) * PAPER.batch, Adversarial().search
+    return {
+        "painting": (2 * own.num_inference_steps, "for each image; guidance takes two rows"),
+        "attack": (search, "for each search, with the embedding's gradient"),
+        "nemo": (Nemo().seeds, "for each set of neurons that the search looks at"),
+        "wanda": (4 * Wanda().steps, "for each prompt; the empty prompt is drawn as well"),
+        "adversarial": (trained.batch * max(trained.steps),
+                        "for each image and round, as an attack's; its own training steps come on top"),
+    }  # fmt: skip
+
+
+def passes_part() -> str:
+    """`passes` as a table."""
+    names = {"painting": "Painting", "attack": "`dori attack`", "nemo": "NeMo", "wanda": "Wanda"}
+    names |= {"adversarial": "Adversarial fine-tuning"}
+    rows = [(names[stage], count, what) for stage, (count, what) in passes().items()]
+    return table(("Stage", "Rows", "For what"), rows)
+
+
 def columns_part() -> str:
     """What others call the columns of a benchmark, and their words for its kinds."""
     from dori.promptfiles import CALLED, CODES
