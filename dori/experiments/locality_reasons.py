@@ -45,9 +45,9 @@ def reasons(
     lines = [
         against_paper(figures),
         seen(gaps),
-        shared_ways(ordinary),
         free(doors),
         averaged(active),
+        shared_ways(ordinary),
         inherited(starts, spread_ratio(ordinary), gone),
         unspecific(agreed, across),
         thin_ceiling(table, agreed),
