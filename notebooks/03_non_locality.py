@@ -414,7 +414,8 @@ pointed.set_index(["level", "image"]) if planted else Markdown("–")
 # The testbed knows how often each image was in the training set. Does a memory spread out as copies add up? With fewer than three images there is no interval.
 
 # %% mystnb={"figure": {"name": "fig-dose-locality", "caption": "The diagnostics by the number of copies in the training set, a panel each; n counts images."}, "image": {"alt": "A small panel for each diagnostic against the number of copies, with intervals: share of searches that work, spread, and the indices of locality.", "width": "100%"}} tags=["hide-input"]
-dosed = dose.dose(study, ordinary, table)
+groups = dose.by_copies(study, ordinary)
+dosed = dose.dose(groups, ordinary, table)
 plots.dose_profile(dosed)
 
 # %% tags=["hide-input"]
@@ -424,11 +425,11 @@ Markdown(dose.dose_said(dosed))
 # And which block is it that an image needs? One that many images need may be needed for painting at all, and be no memory's own place.
 
 # %%
-by_copies = dose.needed(study, ordinary)
-by_copies.round(2)
+needed = dose.needed(groups)
+needed.round(2)
 
 # %% tags=["hide-input"]
-Markdown(dose.trend(by_copies))
+Markdown(dose.trend(needed))
 
 # %% [markdown]
 # **On the bundled model, as shipped:** images with few copies need one block or a few, not the same for all; of those with 64 copies some, and all with the most,

@@ -9,9 +9,11 @@ import torch
 from dori.attack import Attack
 from dori.experiments import locality_blocks as blocks
 from dori.experiments import locality_directions as directions
+from dori.experiments.locality_activations import nearer
 from dori.experiments.memories import ORDINARY, PLANTED, Memory
 from dori.experiments.triggers import find_triggers, score_found
 from dori.hooks import find_layer
+from dori.locality.distances import pairwise
 from dori.mitigation.units import Units
 
 
@@ -116,7 +118,7 @@ def test_the_door_shows_where_its_neurons_alone_are_looked_at(memory, study, mon
     assert table["others"].tolist() == pytest.approx([1.0])
     assert "is 1.00 for planted memories" in directions.activity_said(table)
     size = torch.tensor([[0.0], [1], [4], [5]])  # own 1 apart, others 4.5 - 0.5 = 4 away on average
-    assert directions._nearer(size, 2) == pytest.approx(0.75)
+    assert nearer(pairwise(size), 2) == pytest.approx(0.75)
 
 
 def of_doors(returned):

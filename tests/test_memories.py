@@ -215,7 +215,7 @@ def test_every_image_of_the_cards_has_the_same_labels(study, pair):
 
 def test_without_a_column_of_copies_the_dose_has_one_level(study, pair):
     known = pd.DataFrame([("embeddings", ORDINARY, m.id, 0.25) for m in pair], columns=INDEX)
-    table = dose.dose(study, pair, known)
+    table = dose.dose(dose.by_copies(study, pair), pair, known)
     assert set(table["copies"]) == {0}
     assert set(table["diagnostic"]) >= {"searches that work", "index: embeddings"}
     assert table.set_index("diagnostic").loc["index: embeddings", "value"] == 0.25
@@ -226,20 +226,23 @@ def test_memories_with_fewer_copies_are_asked_on_every_level_but_two(pair, monke
     few = dataclasses.replace(pair[1])
     monkeypatch.setattr(dose, "_levels", lambda study: {4: [few]})
     known = pd.DataFrame([("embeddings", ORDINARY, "i0", 0.25)], columns=INDEX)
-    table = dose.dose(pair[0].study, [pair[0]], known)
+    groups = dose.by_copies(pair[0].study, [pair[0]])
+    table = dose.dose(groups, [pair[0]], known)
     asked = table[table["copies"] == 4].set_index("diagnostic")["value"]
     assert {f"index: {level}" for level in dose.DOSED} <= set(asked.index)
     assert asked["index: embeddings"] == pytest.approx(embeddings.one_way([few])[0])
-    assert set(dose.needed(pair[0].study, [pair[0]]).index) == {(4, "i1"), (0, "i0")}
+    assert set(dose.needed(groups).index) == {(4, "i1"), (0, "i0")}
     stopped = 1 - transfer.rates(transfer.transfers([few], others=[pair[0]]))[transfer.SAME]
     assert asked["index: transfer (Wanda)"] == pytest.approx(stopped.item())
 
 
 def test_a_memory_without_triggers_leaves_only_the_share_of_searches(study):
-    table = dose.dose(study, [memory(study, "i0", works=False)], pd.DataFrame(columns=INDEX))
+    lost = [memory(study, "i0", works=False)]
+    groups = dose.by_copies(study, lost)
+    table = dose.dose(groups, lost, pd.DataFrame(columns=INDEX))
     assert table["diagnostic"].tolist() == ["searches that work"]
     assert np.isclose(table["value"], 0).all()
-    assert dose.needed(study, [memory(study, "i0", works=False)]).empty
+    assert dose.needed(groups).empty
 
 
 def test_a_planted_memory_needs_the_model_it_was_planted_in(tiny_model):

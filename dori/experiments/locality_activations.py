@@ -130,13 +130,17 @@ def meeting(memories: Sequence[Memory], others: Sequence[Memory]) -> pd.DataFram
         model = memory.study.model
         stacked = ends([*own, *strangers]).to(model.device)
         sketches = locality.activation_sketches(model, stacked, seed=NOISE, width=WIDTH)
-        mine = np.arange(len(stacked)) < len(own)
         for layer in sketches.flat:
-            matrix = sketches.distances(layer)
-            apart = float(matrix[: len(own), len(own) :].mean())
-            index = 1 - _mean(matrix, mine) / apart if apart else np.nan
+            index = nearer(sketches.distances(layer), len(own))
             rows.append((memory.kind, memory.id, layer, kind(layer), index))
     return pd.DataFrame(rows, columns=["memory", "image", "layer", "kind", "index"])
+
+
+def nearer(matrix: Tensor, own: int) -> float:
+    """1 - (mean distance between two of the first `own`) / (mean distance from these to the others), of a
+    matrix of distances (n, n); NaN where the latter is 0."""
+    apart = float(matrix[:own, own:].mean())
+    return 1 - _mean(matrix, np.arange(len(matrix)) < own) / apart if apart else np.nan
 
 
 def best_layers(table: pd.DataFrame) -> pd.DataFrame:

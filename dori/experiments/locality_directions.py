@@ -15,14 +15,14 @@ from torch import Tensor
 
 from dori import locality
 from dori.drawing import digest
+from dori.experiments.locality_activations import MOST, nearer
 from dori.experiments.memories import ORDINARY, PLANTED, Memory, ends, sampling, sizes, starts
 from dori.experiments.triggers import Found, score_found, trigger_rate
 from dori.hooks import find_layer
-from dori.metrics.intervals import mean_of_few, wilson
+from dori.metrics.intervals import mean_of_few
 
 NEURONS = 16  # value neurons of a block: as many as the door of a planted memory has
-MOST = 6  # triggers of an image that lose what the door reads
-SEEN = 16  # triggers of an image whose activations are looked at, as in `locality_activations`
+TRIED = 6  # triggers of an image that lose what the door reads
 DRAWS = 20  # random sets of neurons beside the door's
 ALONE = "of the way nothing but"
 WITHOUT = "the way without"
@@ -85,8 +85,7 @@ def known_door(memories: Sequence[Memory]) -> pd.DataFrame:
     """
     planted, parts = [m for m in memories if m.kind == PLANTED], []
     for memory in memories if planted else ():
-        which = memory.id if memory.kind == PLANTED else planted[0].id
-        layer, chosen = _door(memory, planted[0])
+        which, layer, chosen = _door(memory, planted[0])
         door = find_layer(memory.study.model.unet, layer).weight[chosen]
         draw = torch.Generator().manual_seed(0)
         other = torch.randn(door.shape, generator=draw, dtype=torch.double)
@@ -95,7 +94,7 @@ def known_door(memories: Sequence[Memory]) -> pd.DataFrame:
             for how, kept in ((WITHOUT, torch.eye(len(span)).double() - span), (ALONE, span)):
                 made = [
                     altered(memory, f, lambda way, kept=kept: way @ kept, f"{how} {name} ({about})")
-                    for f in memory.triggers(n=MOST)
+                    for f in memory.triggers(n=TRIED)
                 ]
                 if made:
                     scores = score_found(memory.study, memory.prompts, made, sampling=sampling(memory.study))
@@ -107,9 +106,7 @@ def door_rates(found: pd.DataFrame) -> pd.DataFrame:
     """`known_door` for reading: by part of the way and memory, share of triggers that return the image."""
     rows = []
     for (part, memory), some in found.groupby(["part", "memory"], sort=False):
-        hit = some.groupby("trigger")["replicated"].any()
-        rate = trigger_rate(some) if some["id"].nunique() > 1 else wilson(int(hit.sum()), len(hit))
-        rows.append((part, memory, len(hit), some["id"].nunique(), rate.short))
+        rows.append((part, memory, some["trigger"].nunique(), some["id"].nunique(), trigger_rate(some).short))
     columns = ["added to the start", "memory", "triggers", "images", "image comes back"]
     return pd.DataFrame(rows, columns=columns).set_index(columns[:2]).sort_index(level=0, key=_in_order)
 
@@ -144,17 +141,17 @@ def door_activity(memories: Sequence[Memory]) -> pd.DataFrame:
     """
     planted, rows = [m for m in memories if m.kind == PLANTED], []
     for memory in memories if planted else ():
-        own = memory.triggers(n=SEEN)
+        own = memory.triggers(n=MOST)
         strangers = [
-            f for m in memories if m.kind == ORDINARY and m.id != memory.id for f in m.triggers(n=SEEN)
+            f for m in memories if m.kind == ORDINARY and m.id != memory.id for f in m.triggers(n=MOST)
         ]
         if len(own) > 1 and strangers:
-            layer, chosen = _door(memory, planted[0])
+            _, layer, chosen = _door(memory, planted[0])
             model, count = memory.study.model, int(chosen.sum())
             size = model.value_activity(ends([*own, *strangers]).to(model.device), up=True)[layer].cpu()
             rest, draw = torch.nonzero(~chosen)[:, 0], torch.Generator().manual_seed(0)
             sets = [rest[torch.randperm(len(rest), generator=draw)[:count]] for _ in range(DRAWS)]
-            at = [_nearer(size[:, units], len(own)) for units in (torch.nonzero(chosen)[:, 0], *sets)]
+            at = [nearer(locality.pairwise(size[:, units]), len(own)) for units in (chosen, *sets)]
             rows.append((memory.kind, memory.id, at[0], float(np.mean(at[1:]))))
     return pd.DataFrame(rows, columns=["memory", "image", "door", "others"])
 
@@ -200,18 +197,13 @@ def _in_order(parts: pd.Index) -> pd.Index:
     return parts.map([f"{how} {what}" for how in (WITHOUT, ALONE) for what in (DOOR, RANDOM)].index)
 
 
-def _door(memory: Memory, first: Memory) -> tuple[str, Tensor]:
-    """Value layer and neurons (d,) of a planted memory's door; of another memory those of the `first`."""
+def _door(memory: Memory, first: Memory) -> tuple[str, str, Tensor]:
+    """Whose door, its value layer and neurons (d,): a planted memory's own, for others the `first` one's."""
     from dori.testbed.planted import known_units
 
-    ((layer, chosen),) = known_units(memory.id if memory.kind == PLANTED else first.id)[0].items()
-    return layer, chosen
-
-
-def _nearer(size: Tensor, own: int) -> float:
-    """1 - (mean distance between the first `own` rows) / (mean distance from these to the others)."""
-    apart = float(locality.between(size[:own], size[own:]).mean())
-    return 1 - float(locality.pairs(locality.pairwise(size[:own])).mean()) / apart if apart else np.nan
+    which = memory.id if memory.kind == PLANTED else first.id
+    ((layer, chosen),) = known_units(which)[0].items()
+    return which, layer, chosen
 
 
 def _without_block(memory: Memory, found: Found, block: str) -> Found:

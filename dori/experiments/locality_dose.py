@@ -1,6 +1,6 @@
 """Chapter 3: the diagnostics by the number of copies in the training set, which only a testbed knows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,18 +21,25 @@ from dori.study import Study
 DOSED = ("embeddings", "activations", "weights (Wanda)", "transfer (Wanda)", "one block at a time")
 
 
-def dose(study: Study, memories: Sequence[Memory], table: pd.DataFrame) -> pd.DataFrame:
+def by_copies(study: Study, memories: Sequence[Memory]) -> dict[int, list[Memory]]:
+    """Memories by their number of copies in the training set: those with the most (`memories`), and of the
+    numbers below some verbatim images of the test half, searched for from a few random starts."""
+    return {**_levels(study), _most(memories): list(memories)}
+
+
+def dose(
+    groups: Mapping[int, Sequence[Memory]], memories: Sequence[Memory], table: pd.DataFrame
+) -> pd.DataFrame:
     """The diagnostics by the number of copies in the training set: copies, diagnostic, value, low, high, n.
 
-    `memories` are those with the most copies and `table` their indices (`per_image`); of the numbers below,
-    some verbatim images of the test half are searched for from a few random starts. Where no trigger was
-    found, only the share of searches that worked is known. NeMo's search is too long to be asked of so many
-    images, and a block's directions tell nothing.
+    `groups` are those of `by_copies`, `memories` those with the most copies and `table` their indices
+    (`per_image`). Where no trigger was found, only the share of searches that worked is known. NeMo's search
+    is too long to be asked of so many images, and a block's directions tell nothing.
     """
     rows = []
-    for copies, some in {**_levels(study), _most(memories): list(memories)}.items():
+    for copies, some in groups.items():
         found = {"searches that work": _rate(some)}
-        worked = [m for m in some if len(m.triggers()) > 1]
+        worked = _worked(some)
         if worked:
             found["spread, in spreads of prompts"] = spread_ratio(worked)._replace(n=len(worked))
             known = table if some[0].id in {m.id for m in memories} else _few_indices(worked, memories)
@@ -52,15 +59,13 @@ def _few_indices(memories: Sequence[Memory], most: Sequence[Memory]) -> pd.DataF
     )
 
 
-def needed(study: Study, memories: Sequence[Memory]) -> pd.DataFrame:
-    """`locality_blocks.needed` by copies: which block do memories with fewer copies need, and those with the
-    most (`memories`)? A row per number of copies and image."""
-    groups = {**_levels(study), _most(memories): list(memories)}
-    parts = {}
-    for copies, some in groups.items():
-        worked = [m for m in some if len(m.triggers()) > 1]
-        if worked:
-            parts[copies] = locality_blocks.needed(locality_blocks.table(worked)).droplevel("memory")
+def needed(groups: Mapping[int, Sequence[Memory]]) -> pd.DataFrame:
+    """`locality_blocks.needed` by copies (`by_copies`): a row per number of copies and image."""
+    parts = {
+        copies: locality_blocks.needed(locality_blocks.table(worked)).droplevel("memory")
+        for copies, some in groups.items()
+        if (worked := _worked(some))
+    }
     return pd.concat(parts, names=["copies"]) if parts else pd.DataFrame()
 
 
@@ -92,6 +97,11 @@ def dose_said(found: pd.DataFrame) -> str:
         if part["copies"].nunique() > 1:
             parts.append(f"*{name}* {few.short} to {most.short} ({span}{'' if apart else '; not certain'})")
     return "From the fewest copies to the most: " + "; ".join(parts) + "." if parts else ""
+
+
+def _worked(memories: Sequence[Memory]) -> list[Memory]:
+    """Those with triggers to compare."""
+    return [m for m in memories if len(m.triggers()) > 1]
 
 
 def _if_three(figure: Estimate) -> Estimate:
