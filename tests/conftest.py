@@ -238,15 +238,19 @@ def benchmark_csv(tmp_path) -> Path:
     return write_benchmark(tmp_path / "bench")
 
 
-@pytest.fixture
-def training_csv(tmp_path) -> Path:
+def training_rows(folder: Path) -> Path:
     """A benchmark with two images to forget and eight regular rows."""
     rows = [
         {"id": f"i{n}", "prompt": f"{WORDS[n]} {WORDS[-1 - n]}", "image": f"{n}.png", "kind": kind}
         | {"split": "test", "copies": copies, "group": ""}
         for n, (kind, copies) in enumerate([("verbatim", 256)] * 2 + [("none", 0)] * 8)
     ]
-    return write_benchmark(tmp_path / "training", rows)
+    return write_benchmark(folder, rows)
+
+
+@pytest.fixture
+def training_csv(tmp_path) -> Path:
+    return training_rows(tmp_path / "training")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The round trip through nbgrader itself: release, hand in, autograde; and the teacher's commands.
 
-Right, wrong and empty submissions of each assignment are graded with the commands of book/teaching.md.
+Right submissions of each assignment, and wrong and empty ones of those in `GRADED`, are graded with the
+commands of book/teaching.md: each takes a kernel. Mistakes in the others are tests of test_assignments.py.
 """
 
 import os
@@ -20,18 +21,13 @@ from dori.cli import main
 from dori.errors import DoriError
 
 ROOT = Path(__file__).resolve().parents[1]
-WRONG = {  # assignment -> mistakes of the wrong submission, by name; of the last one the whole cell
-    MEASURE: ["a score at the threshold counts", "an interval of 90 %"],
-    STEP: ["v with the wrong sign", "one draw for all steps"],
-    BREAK: ["agreement of nothing", "drawn unpruned"],
-}
+WRONG = ["a score at the threshold counts", "an interval of 90 %"]  # of the first assignment
 PRUNED = "def defend(model, prompts):\n    return prune_jointly(model, prompts)\n"
-LOST = {  # test cells that the wrong submission fails
+LOST = {  # assignment -> test cells that the wrong submission fails
     MEASURE: {"test-memorization-rate", "test-wilson", "test-results"},
-    STEP: {"test-target", "test-loss-v", "test-search"},
-    BREAK: {"test-iou-edges", "test-best-scores"},
     DESIGN: {"test-silent", "test-holds"},
 }
+GRADED = [(student, each) for each in LOST for student in ("wrong", "empty")]  # beside the right ones
 
 each = pytest.mark.parametrize("assignment", [MEASURE, STEP, BREAK, DESIGN])
 
@@ -68,15 +64,15 @@ def course(tmp_path_factory) -> Path:
     """A course with the released assignments and three students' work."""
     directory = tmp_path_factory.mktemp("course")
     assert main(["classroom", "release", str(directory)]) == 0
-    for assignment in assignments():
-        right = solutions(directory, assignment)
-        wrong = dict(right) | ({"defend": PRUNED} if assignment == DESIGN else {})
-        for m in MISTAKES:
-            if m.assignment == assignment and m.name in WRONG.get(assignment, []):
-                wrong[m.cell] = m.made(wrong[m.cell])
-        hand_in(directory, "right", assignment, right)
-        hand_in(directory, "wrong", assignment, wrong)
-        hand_in(directory, "empty", assignment, {})
+    right = {assignment: solutions(directory, assignment) for assignment in assignments()}
+    wrong = {MEASURE: dict(right[MEASURE]), DESIGN: right[DESIGN] | {"defend": PRUNED}}
+    for m in MISTAKES:
+        if m.assignment == MEASURE and m.name in WRONG:
+            wrong[MEASURE][m.cell] = m.made(wrong[MEASURE][m.cell])
+    for assignment, answers in right.items():
+        hand_in(directory, "right", assignment, answers)
+    for student, assignment in GRADED:
+        hand_in(directory, student, assignment, wrong[assignment] if student == "wrong" else {})
     return directory
 
 
@@ -105,8 +101,7 @@ def marks(graded):
     with Gradebook(f"sqlite:///{graded / 'gradebook.db'}", "dori") as book:
         return {
             (student, assignment): {g.name: g.score for g in notebook.grades}
-            for assignment in assignments()
-            for student in ("right", "wrong", "empty")
+            for student, assignment in [*(("right", a) for a in assignments()), *GRADED]
             for notebook in book.find_submission(assignment, student).notebooks
         }
 
@@ -128,22 +123,40 @@ def test_a_right_submission_gets_full_marks(marks, assignment):
     assert sum(marks["right", assignment].values()) == 10, marks["right", assignment]
 
 
-@each
+@pytest.mark.parametrize("assignment", LOST)
 def test_a_wrong_submission_loses_the_marks_of_what_is_wrong(marks, assignment):
     found = marks["wrong", assignment]
     assert {i for i, score in found.items() if score == 0} == LOST[assignment]
     assert 0 < sum(found.values()) < 10
 
 
-@each
+@pytest.mark.parametrize("assignment", LOST)
 def test_an_empty_submission_gets_nothing(marks, assignment):
     assert set(marks["empty", assignment].values()) == {0}
+
+
+@each
+def test_with_nothing_filled_in_no_test_cell_passes(course, assignment, monkeypatch):
+    """What an empty submission is graded by, without a kernel: hidden tests are back in their cells."""
+    monkeypatch.setenv("DORI_ASSIGNMENT_PRESET", "smoke")
+    names, failed, path = {}, set(), Path(assignment) / f"{assignment}.ipynb"
+    whole = nbformat.read(course / "source" / path, as_version=4)
+    released = cell_ids(nbformat.read(course / "release" / path, as_version=4))
+    for i, cell in cell_ids(whole).items():
+        cell = cell if cell.metadata["nbgrader"]["grade"] else released[i]
+        try:
+            exec(compile(cell.source if cell.cell_type == "code" else "", f"{assignment}/{i}", "exec"), names)
+        except Exception:
+            failed.add(i)
+    graded = {i for i, cell in cell_ids(whole).items() if cell.metadata["nbgrader"]["grade"]}
+    assert graded <= failed
+    assert not {"parameters", "setup"} & failed
 
 
 def test_marks_are_exported(graded):
     header, *rows = (graded / "grades.csv").read_text().splitlines()
     assert "score" in header
-    assert len(rows) >= 12
+    assert len(rows) >= len(assignments()) + len(GRADED)
 
 
 def test_another_seed_is_another_variant(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import training_rows, write_benchmark
 from safetensors.torch import load_file
 
 from dori import parallel
@@ -24,6 +25,7 @@ LAUNCH = (
     "--dynamo_backend=no"
 )
 ATTACK = ["attack", "--steps=3", "--batch=2", "--init=random"]
+EVALUATION, LOCALITY = ["evaluate", "--clip=bundled", "--fid=clip"], ["locality", "--starts=1"]
 TRAINING = ["mitigate", "--method=adversarial", "--set=epochs=2", "--set=steps=10", "--set=at-once=2",
             "--set=retain=4", "--set=lr=1e-3", "--set=search.steps=2"]  # fmt: skip
 
@@ -38,9 +40,9 @@ def options(tiny_dir: Path, benchmark_csv: Path, out: Path) -> list[str]:
     ]
 
 
-def launched(arguments: list[str], port: int) -> subprocess.Popen:
+def launched(arguments: list[str]) -> subprocess.Popen:
     """Two processes of one thread each."""
-    command = [sys.executable, "-m", *LAUNCH.split(), f"--main_process_port={port}", "-m", "dori", *arguments]
+    command = [sys.executable, "-m", *LAUNCH.split(), f"--main_process_port={free_port()}", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -66,7 +68,7 @@ def workers(launcher: int) -> list[int]:
 def test_two_processes_attack_as_one_and_go_on_after_a_kill(tiny_dir, benchmark_csv, tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
     assert main([*ATTACK, *options(tiny_dir, benchmark_csv, alone)]) == 0
-    process = launched([*ATTACK, *options(tiny_dir, benchmark_csv, both)], free_port())
+    process = launched(["-m", "dori", *ATTACK, *options(tiny_dir, benchmark_csv, both)])
     until = time.monotonic() + 120
     while (
         not list(both.glob("records/attack/*.json")) and process.poll() is None and time.monotonic() < until
@@ -78,7 +80,7 @@ def test_two_processes_attack_as_one_and_go_on_after_a_kill(tiny_dir, benchmark_
     said = process.communicate(timeout=120)[0]
     assert process.returncode != 0, said
     assert not (both / "summary.json").exists()
-    again = launched([*ATTACK, *options(tiny_dir, benchmark_csv, both)], free_port())
+    again = launched(["-m", "dori", *ATTACK, *options(tiny_dir, benchmark_csv, both)])
     said = again.communicate(timeout=120)[0]
     assert again.returncode == 0, said
     assert said.count("records computed in this run") == 1  # one of the two speaks
@@ -93,14 +95,26 @@ def test_two_processes_attack_as_one_and_go_on_after_a_kill(tiny_dir, benchmark_
     assert len(list((both / "seconds").glob("*.json"))) == 4, "two processes, and two more"
 
 
-def test_two_processes_evaluate_as_one(tiny_dir, benchmark_csv, tmp_path):
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    asked = ["evaluate", "--clip=bundled", "--fid=clip"]
-    assert main([*asked, *options(tiny_dir, benchmark_csv, alone)]) == 0
-    process = launched([*asked, *options(tiny_dir, benchmark_csv, both)], free_port())
-    said = process.communicate(timeout=180)[0]
+@pytest.fixture(scope="module")
+def runs(tiny_dir, tmp_path_factory) -> dict[str, list[Path]]:
+    """Run directories by command: of one process, and of two that do all commands in turn."""
+    folder = tmp_path_factory.mktemp("parallel")
+    bench, training = write_benchmark(folder / "bench"), training_rows(folder / "training")
+    found, both = {}, []
+    for words, rows in ((EVALUATION, bench), (TRAINING, training), (LOCALITY, bench)):
+        found[words[0]] = one, two = [folder / f"{words[0]}-{n}" for n in (1, 2)]
+        assert main([*words, *options(tiny_dir, rows, one)]) == 0
+        both.append([*words, *options(tiny_dir, rows, two)])
+    (folder / "commands.json").write_text(json.dumps(both))
+    process = launched([str(Path(__file__).with_name("in_turn.py")), str(folder / "commands.json")])
+    said = " ".join(process.communicate(timeout=300)[0].split())
     assert process.returncode == 0, said
-    assert said.count("records computed in this run") == 1
+    assert said.count("records computed in this run") == 2, "evaluate and locality: one of the two speaks"
+    return found
+
+
+def test_two_processes_evaluate_as_one(runs):
+    alone, both = runs["evaluate"]
     assert len(scores(alone)) == 12
     pd.testing.assert_series_equal(scores(both), scores(alone), atol=1e-3, rtol=0)
     one, two = (json.loads((run / "summary.json").read_text()) for run in (alone, both))
@@ -110,12 +124,8 @@ def test_two_processes_evaluate_as_one(tiny_dir, benchmark_csv, tmp_path):
     assert computed == 9, "half of 12 images and 6 scores"
 
 
-def test_two_processes_train_as_one(tiny_dir, training_csv, tmp_path):
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    assert main([*TRAINING, *options(tiny_dir, training_csv, alone)]) == 0
-    process = launched([*TRAINING, *options(tiny_dir, training_csv, both)], free_port())
-    said = process.communicate(timeout=180)[0]
-    assert process.returncode == 0, said
+def test_two_processes_train_as_one(runs, tiny_dir):
+    alone, both = runs["mitigate"]
     assert json.loads((both / "provenance.json").read_text())["processes"] == 2
     curves = [
         pd.read_csv(run / "training.csv")[["step", "loss", "adversarial", "retain"]] for run in (alone, both)
@@ -130,13 +140,8 @@ def test_two_processes_train_as_one(tiny_dir, training_csv, tmp_path):
     assert apart < 0.01 * moved
 
 
-def test_two_processes_locate_as_one(tiny_dir, benchmark_csv, tmp_path):
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    assert main(["locality", "--starts=1", *options(tiny_dir, benchmark_csv, alone)]) == 0
-    process = launched(["locality", "--starts=1", *options(tiny_dir, benchmark_csv, both)], free_port())
-    said = process.communicate(timeout=180)[0]
-    assert process.returncode == 0, said
-    assert said.count("records computed in this run") == 1
+def test_two_processes_locate_as_one(runs):
+    alone, both = runs["locality"]
     counts = [len(list(run.glob("records/*/*.json"))) for run in (alone, both)]
     assert counts[0] == counts[1] > 0
     tables = [pd.read_csv(run / "locality.csv") for run in (alone, both)]
