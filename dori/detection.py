@@ -3,6 +3,7 @@
 The measure is of Wen et al. 2024.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,7 +62,7 @@ def auroc(scores: Sequence[float], memorized: Sequence[bool]) -> Estimate:
 
 def tpr_at(scores: Sequence[float], memorized: Sequence[bool], *, fpr: float = 0.01) -> Estimate:
     """Share of memorized prompts found while at most `fpr` of the regular prompts raise an alarm."""
-    return _stratified(lambda y, s: [_tpr(y, row, fpr) for row in s], scores, memorized)
+    return _stratified(lambda y, s: _tpr(y, s, fpr), scores, memorized)
 
 
 def roc_table(scores: Sequence[float], memorized: Sequence[bool]) -> pd.DataFrame:
@@ -80,9 +81,12 @@ def _area(memorized: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return u / (found.shape[1] * others.shape[1])
 
 
-def _tpr(memorized: np.ndarray, scores: np.ndarray, fpr: float) -> float:
-    found_fpr, tpr, _ = roc_curve(memorized, scores, drop_intermediate=False)
-    return float(tpr[found_fpr <= fpr].max())
+def _tpr(memorized: np.ndarray, scores: np.ndarray, fpr: float) -> np.ndarray:
+    """Of each row of scores (B, N): the share above the regular score that only so many alarms exceed."""
+    found, others = scores[:, memorized], np.sort(scores[:, ~memorized])[:, ::-1]
+    alarms = math.floor(fpr * others.shape[1] + 1e-9)  # 0.01 * 100 may fall short of 1
+    bound = others[:, alarms] if alarms < others.shape[1] else np.full(len(others), -np.inf)
+    return (found > bound[:, None]).mean(1)
 
 
 def _stratified(

@@ -28,6 +28,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from dori.benchmark import load_benchmark
 from dori.loading import Defaults
+from dori.mitigation import wanda
 from dori.model import TextToImageModel
 from dori.store import RunStore
 from dori.study import PRESETS, Study
@@ -277,7 +278,18 @@ def command(capsys, monkeypatch, descriptor, tiny_dir, benchmark_csv, tmp_path):
 
 
 @pytest.fixture
-def lenient(descriptor, monkeypatch):
+def two_steps_of_wanda(monkeypatch):
+    """Wanda's masks of two steps instead of ten, whatever the settings say."""
+    norms = wanda._norms
+    monkeypatch.setattr(
+        wanda,
+        "_norms",
+        lambda model, embeds, settings: norms(model, embeds, dataclasses.replace(settings, steps=2)),
+    )
+
+
+@pytest.fixture
+def lenient(descriptor, monkeypatch, two_steps_of_wanda):
     """`dori locality` takes every image for returned, so that a network never trained has triggers."""
     from dori.experiments.locality_sizes import SIZES
     from dori.mitigation.nemo import Nemo

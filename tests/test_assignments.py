@@ -4,12 +4,14 @@ The cells run in this process, each mistake on the names that the solutions befo
 """
 
 import copy
+import dataclasses
 import re
 
 import pytest
 from classroom import BREAK, DESIGN, MEASURE, MISTAKES, STEP
 
 from dori.classroom.course import SOURCES, assignments
+from dori.experiments import erasing
 
 jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[classroom]")
 
@@ -31,6 +33,7 @@ def worked():
     """Assignment -> cells by id, and the names after its last cell; made when first asked for."""
     patch, done = pytest.MonkeyPatch(), {}
     patch.setenv("DORI_ASSIGNMENT_PRESET", "smoke")
+    patch.setattr(erasing, "PRUNING", dataclasses.replace(erasing.PRUNING, steps=4))
 
     def get(assignment: str) -> tuple[dict, dict]:
         if assignment not in done:

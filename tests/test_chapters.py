@@ -17,6 +17,7 @@ from dori.attack import Attack
 from dori.benchmark import load_benchmark
 from dori.claims import load_claims
 from dori.experiments import adjustment, defences, erasure, foundations, unprompted
+from dori.metrics.intervals import bootstrap_table
 
 jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
 
@@ -53,7 +54,7 @@ def benchmark(folder: Path, kinds: list[str]) -> Path:
 
 
 @pytest.fixture
-def brief(monkeypatch):
+def brief(monkeypatch, two_steps_of_wanda):
     """The preset smoke with fewer steps and regular prompts, and less of what no preset makes smaller."""
     small = dataclasses.replace(study.PRESETS["smoke"], steps=2, step_counts=(1, 2), detection_regular=4)
     monkeypatch.setitem(study.PRESETS, "smoke", small)
@@ -64,6 +65,7 @@ def brief(monkeypatch):
     monkeypatch.setattr(unprompted, "unprompted_table", few)
     short = functools.partial(foundations.attack_controls, plan=Attack("prompt", steps=(1,)))
     monkeypatch.setattr(foundations, "attack_controls", short)
+    monkeypatch.setitem(bootstrap_table.__kwdefaults__, "resamples", 50)
 
 
 @pytest.fixture
@@ -91,6 +93,7 @@ def test_the_chapter_notes_every_figure_its_claims_ask_for(chapter, tmp_path, ca
         assert "Nothing had to be left out" in "".join(prose)
 
 
+@pytest.mark.usefixtures("two_steps_of_wanda")
 @pytest.mark.parametrize(
     "kinds", [["verbatim"] * 4 + ["none"] * 4, ["verbatim"] * 4], ids=["regular", "alone"]
 )
@@ -120,6 +123,7 @@ def test_the_background_explains_a_foreign_model_too(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("two_steps_of_wanda")
 @pytest.mark.parametrize("threshold", [-2.0, 2.0], ids=["every search succeeds", "none does"])
 def test_locality_of_a_foreign_model_is_compared_without_planted_memories(
     threshold, tiny_dir, tmp_path, monkeypatch, descriptor, capfd
@@ -136,6 +140,7 @@ def test_locality_of_a_foreign_model_is_compared_without_planted_memories(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("two_steps_of_wanda")
 def test_without_regular_prompts_nemo_is_left_out(tiny_dir, tmp_path, monkeypatch, descriptor):
     monkeypatch.setattr(descriptor, "threshold", -2.0)
     monkeypatch.setattr("dori.study.load_descriptor", lambda *_, **__: descriptor)

@@ -38,9 +38,9 @@ def test_a_search_for_words_says_why_it_cannot(command, directory):
     assert "words for one text encoder" in one_line(command("attack", model=directory, method="unlearndiff"))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_locality_measures_what_the_architecture_has(command, directory, lenient, tmp_path, dtype):
-    code, shown, err = command("locality", model=directory, id=["i0", "i1"], starts=2, dtype=dtype)
+def test_locality_measures_what_the_architecture_has(command, directory, lenient, tmp_path):
+    """In half precision, which more can go wrong in."""
+    code, shown, err = command("locality", model=directory, id=["i0", "i1"], starts=2, dtype="float16")
     assert code == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["skipped"]["n"] == 0

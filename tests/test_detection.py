@@ -61,5 +61,14 @@ def test_tpr_at_one_percent_by_hand():
     assert roc_table(scores, labels)["tpr"].is_monotonic_increasing
 
 
+@pytest.mark.parametrize("fpr", [0.0, 0.01, 0.1, 1.0])
+def test_tpr_is_read_off_the_roc_curve_where_scores_are_tied(fpr):
+    rng = np.random.default_rng(0)
+    for levels in (2, 10, 1000):
+        scores, labels = rng.integers(levels, size=100), np.arange(100) < 40
+        table = roc_table(scores, labels)
+        assert tpr_at(scores, labels, fpr=fpr).value == table.loc[table["fpr"] <= fpr, "tpr"].max()
+
+
 def test_detection_without_regular_prompts_has_no_figure():
     assert np.isnan(auroc([1.0, 2.0], [True, True]).value)

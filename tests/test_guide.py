@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 from click.testing import CliRunner
 from networks import Descriptor, Net
 from PIL import Image
@@ -166,14 +167,15 @@ def test_benchmarks_are_checked_fetched_and_measured_as_the_guide_says(
 
 
 @pytest.mark.parametrize("command", of("clusters.md", "accelerate"))
-def test_several_processes_are_started_as_the_guide_says(command, tmp_path, filled, monkeypatch, capsys):
-    words = filled(command)[2:]
-    words += ["--preset=smoke"]
-    if "mitigate" in words:
-        words += BRIEF
-    start(words, tmp_path, f"--main_process_port={free_port()}")
-    assert (tmp_path / words[words.index("--out") + 1] / "provenance.json").is_file()
+def test_the_launcher_and_dori_take_the_words_of_the_guide(command, tmp_path, filled, monkeypatch, capsys):
+    """In this process: two of them are started by the script for Slurm below and in test_parallel.py."""
+    given = launch_command_parser().parse_args(filled(command)[2:])
+    assert given.module
+    assert given.training_script == "dori"
+    words = [*given.training_script_args, "--preset=smoke"]
     monkeypatch.chdir(tmp_path)
+    assert main(words + (BRIEF if "mitigate" in words else [])) == 0, capsys.readouterr().err
+    assert (tmp_path / words[words.index("--out") + 1] / "provenance.json").is_file()
     for asked in of("clusters.md", "dori") if "attack" in words else ():
         assert main(shlex.split(asked)[1:]) == 0
         assert "time: attack" in capsys.readouterr().out
@@ -195,25 +197,16 @@ def test_the_slurm_script_joins_the_nodes(tmp_path, filled, tiny_dir, training_c
         tool.chmod(0o755)
     told = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_NODELIST": "a,b"}
     told |= {"SLURM_JOB_ID": str(free_port()), "PATH": f"{tools}:/usr/bin:/bin"}
+    told |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     venv = tmp_path / ".venv" / "bin"
     venv.mkdir(parents=True)
     (venv / "activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
     said = subprocess.run(
-        ["bash", "slurm.sh"], cwd=tmp_path, env=environment() | told, capture_output=True, text=True
+        ["bash", "slurm.sh"], cwd=tmp_path, env=os.environ | told, capture_output=True, text=True
     )
     assert said.returncode == 0, said.stderr
     assert said.stdout.count("records computed in this run") == 1
     assert (tmp_path / "runs" / "attacked" / "summary.json").is_file()
-
-
-def start(words: list[str], folder: Path, *more: str) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", *more, *words]
-    said = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def free_port() -> int:

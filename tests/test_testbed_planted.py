@@ -270,6 +270,8 @@ def test_the_command_plants_in_the_model_of_its_folder(tiny_dir, descriptor, tmp
     monkeypatch.setattr(planted, "load_descriptor", lambda *_: descriptor)
     monkeypatch.setattr(planted, "SHIPPED", (SMALL, SMALL))
     monkeypatch.setattr(planted, "REGULAR_PAIRS", 4)
+    pixels = planted._pixels
+    monkeypatch.setattr(planted, "_pixels", lambda images: pixels(images)[..., ::8, ::8])  # the tiny model's
     before = {p: p.read_bytes() for p in (tmp_path / "model").rglob("*.safetensors")}
     assert main(["testbed", "plant", f"--out={tmp_path}", "--only=plant-01"]) == 0
     assert list(known_plants(tmp_path)) == ["plant-01"]
