@@ -175,6 +175,9 @@ curing.trials(curing.ABLATIONS).set_index("left out").drop(columns=["training", 
 # these include regular prompts, which the model then answers with surrogates, and it follows regular prompts much worse. Only searched triggers
 # leave little to find at a small price. This is what the paper says of its method.
 #
+# The other half of the loss is needed as much. Without regular pairs the searches find as little, and what is left is hardly a model: it follows regular
+# prompts no longer. That a training leaves nothing to find is a result only beside what it leaves of the rest.
+#
 # Low-rank adapters, which can change little of the model, resist less. One rank and one learning rate were tried, so this does not say that
 # no adapters could.
 

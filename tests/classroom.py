@@ -8,6 +8,7 @@ MEASURE, STEP, BREAK, DESIGN = (
     "3_break_a_pruning",
     "4_design_a_defence",
 )
+PRUNED = "def defend(model, prompts):\n    return prune_jointly(model, prompts)\n"
 
 
 @dataclass(frozen=True)

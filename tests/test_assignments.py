@@ -8,7 +8,7 @@ import dataclasses
 import re
 
 import pytest
-from classroom import BREAK, DESIGN, MEASURE, MISTAKES, STEP
+from classroom import BREAK, DESIGN, MEASURE, MISTAKES, PRUNED, STEP
 
 from dori.classroom.course import SOURCES, assignments
 from dori.experiments import erasing
@@ -99,3 +99,15 @@ def test_a_mistake_is_noticed(mistake, worked):
     finally:
         unet.load_state_dict(weights)
         unet.requires_grad_(False).zero_grad()
+
+
+def test_a_pruning_is_no_defence(worked):
+    """It changes a copy and spoils little; the prompt or the attacker still returns the images."""
+    sources, solved = worked(DESIGN)
+    names = dict(solved)
+    exec(PRUNED, names)
+    for i in ("test-defend", "test-useful"):
+        exec(sources[i], names)
+    for i in ("test-silent", "test-holds"):
+        with pytest.raises(AssertionError):
+            exec(sources[i], names)

@@ -1,7 +1,7 @@
 """The round trip through nbgrader itself: release, hand in, autograde; and the teacher's commands.
 
-Right submissions of each assignment, and wrong and empty ones of those in `GRADED`, are graded with the
-commands of book/teaching.md: each takes a kernel. Mistakes in the others are tests of test_assignments.py.
+Right submissions of each assignment, a wrong and an empty one of the first, are graded with the commands of
+book/teaching.md: each takes a kernel. Mistakes in the others are tests of test_assignments.py.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from classroom import BREAK, DESIGN, MEASURE, MISTAKES, STEP
+from classroom import BREAK, DESIGN, MEASURE, MISTAKES, PRUNED, STEP
 
 pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e .[classroom]")
 import nbformat
@@ -22,12 +22,7 @@ from dori.errors import DoriError
 
 ROOT = Path(__file__).resolve().parents[1]
 WRONG = ["a score at the threshold counts", "an interval of 90 %"]  # of the first assignment
-PRUNED = "def defend(model, prompts):\n    return prune_jointly(model, prompts)\n"
-LOST = {  # assignment -> test cells that the wrong submission fails
-    MEASURE: {"test-memorization-rate", "test-wilson", "test-results"},
-    DESIGN: {"test-silent", "test-holds"},
-}
-GRADED = [("wrong", MEASURE), ("empty", MEASURE), ("wrong", DESIGN)]  # beside the right ones
+LOST = {"test-memorization-rate", "test-wilson", "test-results"}  # test cells that it fails
 
 each = pytest.mark.parametrize("assignment", [MEASURE, STEP, BREAK, DESIGN])
 
@@ -64,15 +59,14 @@ def course(tmp_path_factory) -> Path:
     """A course with the released assignments and three students' work."""
     directory = tmp_path_factory.mktemp("course")
     assert main(["classroom", "release", str(directory)]) == 0
-    right = {assignment: solutions(directory, assignment) for assignment in assignments()}
-    wrong = {MEASURE: dict(right[MEASURE]), DESIGN: right[DESIGN] | {"defend": PRUNED}}
+    for assignment in assignments():
+        hand_in(directory, "right", assignment, solutions(directory, assignment))
+    wrong = solutions(directory, MEASURE)
     for m in MISTAKES:
         if m.assignment == MEASURE and m.name in WRONG:
-            wrong[MEASURE][m.cell] = m.made(wrong[MEASURE][m.cell])
-    for assignment, answers in right.items():
-        hand_in(directory, "right", assignment, answers)
-    for student, assignment in GRADED:
-        hand_in(directory, student, assignment, wrong[assignment] if student == "wrong" else {})
+            wrong[m.cell] = m.made(wrong[m.cell])
+    hand_in(directory, "wrong", MEASURE, wrong)
+    hand_in(directory, "empty", MEASURE, {})
     return directory
 
 
@@ -101,7 +95,8 @@ def marks(graded):
     with Gradebook(f"sqlite:///{graded / 'gradebook.db'}", "dori") as book:
         return {
             (student, assignment): {g.name: g.score for g in notebook.grades}
-            for student, assignment in [*(("right", a) for a in assignments()), *GRADED]
+            for assignment in assignments()
+            for student in (("right", "wrong", "empty") if assignment == MEASURE else ("right",))
             for notebook in book.find_submission(assignment, student).notebooks
         }
 
@@ -123,10 +118,9 @@ def test_a_right_submission_gets_full_marks(marks, assignment):
     assert sum(marks["right", assignment].values()) == 10, marks["right", assignment]
 
 
-@pytest.mark.parametrize("assignment", LOST)
-def test_a_wrong_submission_loses_the_marks_of_what_is_wrong(marks, assignment):
-    found = marks["wrong", assignment]
-    assert {i for i, score in found.items() if score == 0} == LOST[assignment]
+def test_a_wrong_submission_loses_the_marks_of_what_is_wrong(marks):
+    found = marks["wrong", MEASURE]
+    assert {i for i, score in found.items() if score == 0} == LOST
     assert 0 < sum(found.values()) < 10
 
 
@@ -155,7 +149,7 @@ def test_with_nothing_filled_in_no_test_cell_passes(course, assignment, monkeypa
 def test_marks_are_exported(graded):
     header, *rows = (graded / "grades.csv").read_text().splitlines()
     assert "score" in header
-    assert len(rows) >= len(assignments()) + len(GRADED)
+    assert len(rows) >= len(assignments()) + 2
 
 
 def test_another_seed_is_another_variant(tmp_path, monkeypatch):
@@ -173,7 +167,7 @@ def test_a_directory_with_something_else_is_left_alone(tmp_path, capsys):
 
 def test_a_leaderboard_takes_the_defence_and_what_it_needs(course):
     found = submitted(course)
-    assert set(found) == {"right", "wrong"}
+    assert set(found) == {"right"}
     assert "def defend" in found["right"]
     assert "test-" not in found["right"]
     with pytest.raises(DoriError, match="no submission"):
@@ -184,6 +178,7 @@ def test_the_leaderboard_ranks_and_names_who_is_not_on_it(course, tmp_path, monk
     monkeypatch.setenv("DORI_ASSIGNMENT_PRESET", "smoke")
     hand_in(course, "wrong", DESIGN, {"defend": PRUNED}, to=tmp_path)
     hand_in(course, "empty", DESIGN, {}, to=tmp_path)
+    assert set(submitted(tmp_path)) == {"wrong", "empty"}
     assert main(["classroom", "leaderboard", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "empty: not on the board (NotImplementedError" in out
