@@ -18,6 +18,7 @@ const DESK = { width: 1280, height: 900 };
 const PHONE = { width: 390, height: 800 };
 const SOUGHT = "Wanda";
 const COLOURS = ["color-contrast", "link-in-text-block"];
+const ALIKE = /^(api\/(?!model)|genindex|py-modindex)/; // made by one template: api/model.html stands for them in dark
 const GRAVE = ["serious", "critical"];
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const faults = new Set();
@@ -112,7 +113,7 @@ async function look(context, name) {
       if (name === "index.html") await firstScreen(page, name);
       if (scheme === "light") await moveWidgets(page, name);
     }
-    await examine(page, name, scheme);
+    if (scheme === "light" || !ALIKE.test(name)) await examine(page, name, scheme);
     await keep(page, name, scheme);
   }
   await page.setViewportSize(PHONE);

@@ -21,8 +21,8 @@ from dori.cli import main
 from dori.errors import DoriError
 
 ROOT = Path(__file__).resolve().parents[1]
-WRONG = ["a score at the threshold counts", "an interval of 90 %"]  # of the first assignment
-LOST = {"test-memorization-rate", "test-wilson", "test-results"}  # test cells that it fails
+WRONG = ["a score at the threshold counts", "an interval of 90 %"]  # of the first assignment's wrong one
+LOST = {"test-memorization-rate", "test-wilson", "test-results"}  # test cells that it fails, and no others
 
 each = pytest.mark.parametrize("assignment", [MEASURE, STEP, BREAK, DESIGN])
 

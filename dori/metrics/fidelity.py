@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import poly_kernel
 
 from dori.metrics.alignment import ClipScorer
 from dori.metrics.copy import CopyDescriptor, pairwise, similarity
@@ -54,6 +52,8 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """
     if min(len(real), len(generated)) < 2:
         return float("nan")
+    from torchmetrics.image.fid import FrechetInceptionDistance  # here, as in signature.alike
+
     # Of several processes each has all features: added up over them, they would count as more images.
     metric = FrechetInceptionDistance(feature=_AsTheyAre(real.shape[1]), sync_on_compute=False)
     metric = metric.set_dtype(torch.float64)
@@ -70,6 +70,8 @@ def kernel_distance(real: Tensor, generated: Tensor) -> float:
     """
     if min(len(real), len(generated)) < 2:
         return float("nan")
+    from torchmetrics.image.kid import poly_kernel
+
     real, generated = real.double(), generated.double()
     within = 0.0
     for features in (real, generated):

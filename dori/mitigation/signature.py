@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from dori.errors import DoriError
 from dori.model import PIXELS_AT_ONCE, TextToImageModel
@@ -68,6 +67,9 @@ def alike(a: Tensor, b: Tensor) -> Tensor:
 
     Exponents of 0.33 as published; the Gaussian (sigma 1.5 for a window of 11) shrinks with the window.
     """
+    # Here, as it brings matplotlib along: half a second for every process that never asks.
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
     window, scales = _size(min(a.shape[-2:]))
     return multiscale_structural_similarity_index_measure(
         _scaled(a), _scaled(b), sigma=1.5 * window / 11, kernel_size=window, data_range=1.0,
