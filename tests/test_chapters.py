@@ -21,6 +21,7 @@ from dori.metrics.intervals import bootstrap_table
 
 jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e .[book]")
 
+pytestmark = pytest.mark.usefixtures("two_steps_of_wanda")
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 BACKGROUND, REPLICATION = NOTEBOOKS / "00_background.py", NOTEBOOKS / "01_replication.py"
 CHAPTER, LOCALITY = NOTEBOOKS / "02_pruning_fragility.py", NOTEBOOKS / "03_non_locality.py"
@@ -54,7 +55,7 @@ def benchmark(folder: Path, kinds: list[str]) -> Path:
 
 
 @pytest.fixture
-def brief(monkeypatch, two_steps_of_wanda):
+def brief(monkeypatch):
     """The preset smoke with fewer steps and regular prompts, and less of what no preset makes smaller."""
     small = dataclasses.replace(study.PRESETS["smoke"], steps=2, step_counts=(1, 2), detection_regular=4)
     monkeypatch.setitem(study.PRESETS, "smoke", small)
@@ -93,7 +94,6 @@ def test_the_chapter_notes_every_figure_its_claims_ask_for(chapter, tmp_path, ca
         assert "Nothing had to be left out" in "".join(prose)
 
 
-@pytest.mark.usefixtures("two_steps_of_wanda")
 @pytest.mark.parametrize(
     "kinds", [["verbatim"] * 4 + ["none"] * 4, ["verbatim"] * 4], ids=["regular", "alone"]
 )
@@ -123,7 +123,6 @@ def test_the_background_explains_a_foreign_model_too(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("two_steps_of_wanda")
 @pytest.mark.parametrize("threshold", [-2.0, 2.0], ids=["every search succeeds", "none does"])
 def test_locality_of_a_foreign_model_is_compared_without_planted_memories(
     threshold, tiny_dir, tmp_path, monkeypatch, descriptor, capfd
@@ -140,7 +139,6 @@ def test_locality_of_a_foreign_model_is_compared_without_planted_memories(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("two_steps_of_wanda")
 def test_without_regular_prompts_nemo_is_left_out(tiny_dir, tmp_path, monkeypatch, descriptor):
     monkeypatch.setattr(descriptor, "threshold", -2.0)
     monkeypatch.setattr("dori.study.load_descriptor", lambda *_, **__: descriptor)
