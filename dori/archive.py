@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dori.errors import DoriError
 
+LIGHT = 100  # rows through the UNet: a measurement that takes more is drawn the more seldom
 TOUCHED = "touched.json"  # in a run directory: the records its last run asked for
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "records"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the same records make the same file
@@ -24,7 +25,9 @@ class Archive:
     """All `*.zip` of a directory, read only.
 
     A `share` of the members (0: none, 1: all) is kept back and so is measured again by whoever asks for it;
-    which ones, `salt` decides. What is kept back is missing for `has`, `kept` still has it.
+    which ones, `salt` decides. What takes many passes of the UNet is kept back the more seldom, so that its
+    `share` of the time is spent on it as on the rest. What is kept back is missing for `has`, `kept` still
+    has it.
     """
 
     def __init__(self, directory: str | Path, *, share: float = 0.0, salt: str = "") -> None:
@@ -50,14 +53,17 @@ class Archive:
         archive = self._members.get(name)
         return archive.read(name) if archive else None
 
-    def has(self, name: str, lot: str) -> bool:
+    def has(self, name: str, lot: str, passes: int = 0) -> bool:
         """Whether a member is there and its `lot` (what it is drawn by) is not kept back."""
-        return name in self._members and not self.draws(lot)
+        return name in self._members and not self.draws(lot, passes)
 
-    def draws(self, lot: str) -> bool:
-        """Whether this lot is one of those kept back."""
+    def draws(self, lot: str, passes: int = 0) -> bool:
+        """Whether this lot, of so many passes of the UNet, is one of those kept back.
+
+        One that is would be with fewer passes, too.
+        """
         number = int.from_bytes(hashlib.sha256(f"{self.salt}/{lot}".encode()).digest()[:6], "big")
-        return number < self.share * 2**48
+        return number < self.share * min(1.0, LIGHT / max(passes, 1)) * 2**48
 
 
 def open_archive(where: str | Path, *, share: float, salt: str) -> Archive | None:

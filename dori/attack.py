@@ -44,6 +44,11 @@ class Attack:
     )
     optimizer: str = "adam"  #: of OPTIMIZERS, with torch's own settings
 
+    @property
+    def passes(self) -> int:
+        """Rows through the UNet, forward and back, that one search takes."""
+        return max(self.steps) * self.batch
+
     def __post_init__(self) -> None:
         counts = (self.steps,) if isinstance(self.steps, int) else self.steps
         object.__setattr__(self, "steps", tuple(sorted(set(counts))))

@@ -75,11 +75,15 @@ class RunStore:
         except OSError as error:
             raise DoriError(f"run directory '{self.directory}' cannot be made ({error.strerror})") from None
 
-    def find(self, stage: str, decides: Mapping) -> Record | None:
-        """The record of an item, or None if it is missing or unreadable."""
+    def find(self, stage: str, decides: Mapping, *, passes: int = 0) -> Record | None:
+        """The record of an item, or None if it is missing or unreadable.
+
+        `passes`: rows through the UNet that making it takes, where they are more than an image's; it decides
+        how often a shipped one is made again.
+        """
         name, path = _name(stage, decides), self._path(stage, decides)
         found = _read(path) if path.is_file() else None
-        kept_back = self.archive is None or self.archive.draws(_lot(decides))
+        kept_back = self.archive is None or self.archive.draws(_lot(decides), passes)
         if found is not None or not kept_back:
             kept = self._kept(name)
             if found is None and kept is not None:
@@ -89,12 +93,12 @@ class RunStore:
             self.touched.add(name)
         return found
 
-    def has(self, stage: str, decides: Mapping) -> bool:
-        """Whether a record lies there, without reading it."""
+    def has(self, stage: str, decides: Mapping, *, passes: int = 0) -> bool:
+        """Whether a record lies there, without reading it; `passes` as for `find`."""
         if self._path(stage, decides).is_file():
             return True
         name = f"{_name(stage, decides)}.json"
-        return self.archive is not None and self.archive.has(name, _lot(decides))
+        return self.archive is not None and self.archive.has(name, _lot(decides), passes)
 
     def save(self, stage: str, decides: Mapping, record: Record) -> Record:
         """Store one item's record, tensors first, the JSON that vouches for them last; gives what goes on."""
@@ -124,9 +128,9 @@ class RunStore:
                 found.setdefault(name.split("/")[0], []).append(_apart(ours, theirs))
         return found
 
-    def get(self, stage: str, decides: Mapping, compute: Callable[[], Record]) -> Record:
-        """The stored record, computed and stored first if it is missing."""
-        found = self.find(stage, decides)
+    def get(self, stage: str, decides: Mapping, compute: Callable[[], Record], *, passes: int = 0) -> Record:
+        """The stored record, computed and stored first if it is missing; `passes` as for `find`."""
+        found = self.find(stage, decides, passes=passes)
         if found is None:
             with self.timed(stage):
                 found = self.save(stage, decides, compute())

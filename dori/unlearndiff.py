@@ -34,6 +34,11 @@ class UnlearnDiff:
             raise DoriError(f"{self}: numbers must be 1 or more and the learning rate positive")
 
     @property
+    def passes(self) -> int:
+        """Rows through the UNet, forward and back, that one search takes."""
+        return self.timesteps * self.iterations
+
+    @property
     def visited(self) -> list[int]:
         """The timesteps in the order of their visits."""
         return torch.linspace(10, 990, self.timesteps).round().int().tolist()

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 
-from dori.archive import SHIPPED, TOUCHED, Archive, open_archive, pack
+from dori.archive import LIGHT, SHIPPED, TOUCHED, Archive, open_archive, pack
 from dori.errors import DoriError
 from dori.store import Record, RunStore
 
@@ -83,6 +83,29 @@ def test_a_share_is_held_back_by_search_and_by_commit(shipped, tmp_path):
     some = missing(0.25, "a")
     assert 2 <= len(some) <= 20
     assert some == missing(0.25, "a") != missing(0.25, "b")
+
+
+def test_what_takes_long_is_held_back_the_more_seldom(shipped):
+    """So a share of the time is spent on it, as on the rest, whatever a commit draws."""
+    archive = Archive(shipped, share=0.25, salt="a")
+
+    def drawn(passes: int) -> set[int]:
+        return {k for k in range(4000) if archive.draws(str(k), passes)}
+
+    whole = drawn(0)
+    assert whole == drawn(1) == drawn(LIGHT)
+    assert 900 < len(whole) < 1100
+    assert drawn(4 * LIGHT) < whole
+    assert 200 < len(drawn(4 * LIGHT)) < 300
+    assert 10 < len(drawn(40 * LIGHT)) < 45
+
+
+def test_a_store_asks_for_long_measurements_by_their_passes(shipped, tmp_path):
+    store = RunStore(tmp_path / "other", Archive(shipped, share=1, salt="a"))
+    assert store.find("score", ITEMS[0]) is None
+    found = [store.find("score", d, passes=1000 * LIGHT) for d in ITEMS]
+    assert sum(f is None for f in found) < 4
+    assert store.get("score", ITEMS[0], lambda: record(9), passes=1000 * LIGHT).values == record(0).values
 
 
 def test_what_is_measured_again_is_compared(shipped, tmp_path):

@@ -38,12 +38,13 @@ def units_of(study: Study, found: Sequence[Found], setting: Setting) -> dict[str
     """What a method switches off for each embedding found, by the name of its search; kept in the run."""
     decides = selection_key(study, setting)
     keys = {f.name: {**decides, "embedding": f.source or digest(f.embeds)} for f in found}
-    todo = [f for f in found if not study.store.has("units", keys[f.name])]
+    todo = [f for f in found if not study.store.has("units", keys[f.name], passes=setting.passes)]
     for f in todo:  # one at a time: nothing is lost, and a search is long enough for a batch of its own
         with study.store.timed("units"):
             units = select_units(study, f.embeds[None].to(study.model.device), [""], setting)[0]
             study.store.save("units", keys[f.name], Record({"count": units.count}, dict(units)))
-    return {name: Units(study.store.get("units", key, _missing).tensors) for name, key in keys.items()}
+    kept = {n: study.store.get("units", key, _missing, passes=setting.passes) for n, key in keys.items()}
+    return {name: Units(record.tensors) for name, record in kept.items()}
 
 
 def _missing() -> Record:

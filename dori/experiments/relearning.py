@@ -89,5 +89,6 @@ def relearned_table(
             table = attack_table(own, prompts, settings.plan, units=units, sampling=sampling)
         return Record({"scores": {i: part["score"].tolist() for i, part in table.groupby("id", sort=False)}})
 
-    scores = study.store.get("relearned", decides, compute).values["scores"]
+    passes = settings.steps * settings.batch + len(prompts) * settings.plan.passes
+    scores = study.store.get("relearned", decides, compute, passes=passes).values["scores"]
     return replication_table(scores, study.descriptor.threshold)

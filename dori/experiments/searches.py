@@ -87,11 +87,12 @@ def run_searches(
     study.store.ask("attack", [{**key, "step": s} for key in keys.values() for s in plan.steps])
 
     def stored(job: Job) -> Record | None:
-        at = job.place
-        parts = {s: study.store.find("attack", {**keys[at], "step": s}) for s in plan.steps}
+        key, passes = keys[job.place], plan.passes
+        parts = {s: study.store.find("attack", {**key, "step": s}, passes=passes) for s in plan.steps}
         if None in parts.values():
             return None
-        tensors = {"start": starts[at].float(), **{str(s): r.tensors["embeds"] for s, r in parts.items()}}
+        start = starts[job.place].float()
+        tensors = {"start": start, **{str(s): r.tensors["embeds"] for s, r in parts.items()}}
         return Record(parts[max(plan.steps)].values, tensors)
 
     def search(part: Sequence[Job]) -> None:
@@ -119,7 +120,7 @@ def run_unlearndiff(study: Study, prompts: Benchmark, plan: UnlearnDiff, units: 
     study.store.ask("unlearndiff", keys.values())
 
     def stored(job: Job) -> Record | None:
-        return study.store.find("unlearndiff", keys[job.id])
+        return study.store.find("unlearndiff", keys[job.id], passes=plan.passes)
 
     def search(part: Sequence[Job]) -> None:
         found = unlearndiff_attack(

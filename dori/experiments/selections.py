@@ -56,7 +56,11 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
     decides = selection_key(study, setting)
     others = dict(zip(prompts.ids, reference_prompts(study, prompts, setting), strict=True))
     keys = {i: {**decides, "prompt": prompts.table.loc[i, "prompt"], "against": others[i]} for i in others}
-    todo = parallel.missing(list(others), lambda i: study.store.find("units", keys[i]) is not None)
+
+    def find(i: str) -> Record | None:
+        return study.store.find("units", keys[i], passes=setting.passes)
+
+    todo = parallel.missing(list(others), lambda i: find(i) is not None)
     size = at_once(study)
     for part in (todo[k : k + size] for k in range(0, len(todo), size)):
         with study.store.timed("units"):
@@ -65,7 +69,7 @@ def find_units(study: Study, prompts: Benchmark, setting: Setting) -> dict[str, 
             for i, units in zip(part, found, strict=True):
                 study.store.save("units", keys[i], Record({"count": units.count}, dict(units)))
     parallel.wait()
-    return {i: Units(study.store.find("units", key).tensors) for i, key in keys.items()}
+    return {i: Units(find(i).tensors) for i in keys}
 
 
 def selection_key(study: Study, setting: Setting) -> dict:

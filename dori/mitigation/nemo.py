@@ -48,6 +48,12 @@ class Nemo:
             )
 
     @property
+    def passes(self) -> int:
+        """Rows through the UNet for a prompt, about: each neuron in question is put back for a trial (214 a
+        noise on the testbed)."""
+        return 0 if self.z is not None else self.seeds * (200 if self.refine else 10)
+
+    @property
     def noise(self) -> list[int]:
         """Generator seeds of the noises."""
         return list(range(self.seed, self.seed + self.seeds))

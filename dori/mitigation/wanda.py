@@ -31,6 +31,11 @@ class Wanda:
     seed: int = 0  #: of the noise; target and reference start from the same
     reference: str = ""  #: weights must matter more than for: "" the empty prompt, "regular" other captions
 
+    @property
+    def passes(self) -> int:
+        """Rows through the UNet for a prompt: it and what it is compared with, or the half without one."""
+        return 2 * self.steps if self.conditional_only else 4 * self.steps
+
     def __post_init__(self) -> None:
         if not 0 < self.sparsity <= 1 or self.steps < 1:
             raise DoriError(f"Wanda with sparsity {self.sparsity} over {self.steps} steps: not a setting")

@@ -25,14 +25,18 @@ def origin_part(records: list[Mapping[str, Any]]) -> str:
 
 def repeated_part() -> str:
     """How a build checks what is shipped, with the limits that the code sets."""
+    from dori.archive import LIGHT
+    from dori.attack import PAPER
     from dori.study import REPEATED  # brings torch along, which nothing else here needs
 
+    seldom = PAPER.passes / LIGHT / REPEATED
     return f"""\
 Records that are only read prove little. So each build holds back one in {1 / REPEATED:.0f} of them, others
-for each commit, and makes them again. They are compared with what was shipped, and the chapter goes on with
-the latter, so that all that is measured on top of it can be compared too. The table says how many agree with
-what was shipped, that is to within {SAME:g} in every number, image and mask; if fewer than
-{percent(ENOUGH)} do, the build stops.
+for each commit, and makes them again; of the searches fewer the longer they are, one in {seldom:.0f} of those
+with {max(PAPER.steps)} steps, so that a build takes about as long whichever it draws. They are compared with
+what was shipped, and the chapter goes on with the latter, so that all that is measured on top of it can be
+compared too. The table says how many agree with what was shipped, that is to within {SAME:g} in every number,
+image and mask; if fewer than {percent(ENOUGH)} do, the build stops.
 """
 
 
