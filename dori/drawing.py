@@ -76,7 +76,7 @@ def drawn(
     """
 
     def there(trigger: Trigger) -> bool:
-        return all(study.store.has("image", key) for key in _image_keys(study, trigger, sampling))
+        return all(study.store.has("image", key) for key in image_keys(study, trigger, sampling))
 
     _draw_lacking(study, parallel.missing(triggers, there), sampling)
     parallel.wait()
@@ -87,7 +87,7 @@ def _draw_lacking(study: "Study", triggers: Sequence[Trigger], sampling: Samplin
     """Draw what the run directory does not have of these triggers' images."""
     lacking: dict[tuple[int, ...], list[Trigger]] = {}  # numbers of the images -> triggers that lack them
     for trigger in triggers:
-        keys = enumerate(_image_keys(study, trigger, sampling))
+        keys = enumerate(image_keys(study, trigger, sampling))
         numbers = tuple(k for k, key in keys if not study.store.has("image", key))
         lacking.setdefault(numbers, []).append(trigger)
     lacking.pop((), None)
@@ -208,7 +208,7 @@ def descriptor_key(study: "Study") -> str:
     return getattr(study.descriptor, "fingerprint", study.descriptor.name)
 
 
-def _image_keys(study: "Study", trigger: Trigger, sampling: Sampling) -> list[dict]:
+def image_keys(study: "Study", trigger: Trigger, sampling: Sampling) -> list[dict]:
     """All that decides each image of a trigger."""
     decides = {
         **decided_by(study, "sampling"),
@@ -228,7 +228,7 @@ def _score_key(study: "Study", prompts: Benchmark, trigger: Trigger, sampling: S
     """All that decides a trigger's scores: images, training image, descriptor. Raises DoriError."""
     original = read_image(prompts.path.parent / prompts.table.loc[trigger.id, "image"])
     return {
-        "images": _image_keys(study, trigger, sampling),
+        "images": image_keys(study, trigger, sampling),
         "original": digest(original),
         "descriptor": descriptor_key(study),
         **code_of("scoring"),
@@ -250,7 +250,7 @@ def _draw(
             with study.store.timed("image"):
                 images = _batch(study, part, ks, sampling)
                 for n, trigger in enumerate(part):
-                    keys = _image_keys(study, trigger, sampling)
+                    keys = image_keys(study, trigger, sampling)
                     for k, image in zip(ks, images[:, n], strict=True):
                         study.store.save("image", keys[k], _image_record(image))
             if bar is not None:
@@ -283,7 +283,7 @@ def _batch(study: "Study", triggers: Sequence[Trigger], numbers: Sequence[int], 
 
 def _kept(study: "Study", trigger: Trigger, sampling: Sampling) -> Tensor:
     """Images of a trigger from the store; a file that is damaged is drawn again. Raises NotFinite."""
-    keys = _image_keys(study, trigger, sampling)
+    keys = image_keys(study, trigger, sampling)
     found = [study.store.find("image", key) for key in keys]
     damaged = [k for k, record in enumerate(found) if record is None]
     if damaged:

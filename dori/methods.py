@@ -9,6 +9,7 @@ from collections.abc import Iterable
 VERSIONS = {
     "sampling": 1,  # images from an embedding: noise, schedule, guidance, decoding
     "scoring": 1,  # images against training images
+    "utility": 1,  # what regular prompts are measured by
     "dori": 1,
     "unlearndiff": 1,
     "nemo": 1,
@@ -27,6 +28,7 @@ VERSIONS = {
 }
 # Methods that a method calls, where the key of its result does not have the content of theirs.
 CALLS = {
+    "utility": ("sampling",),
     "wanda": ("sampling",),
     "surrogates": ("sampling", "scoring"),
     "adversarial": ("dori", "surrogates", "wanda"),

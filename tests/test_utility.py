@@ -1,6 +1,8 @@
 """Utility of pruned models: paired with the model as trained, prunings in turn, nothing drawn twice."""
 
+import copy
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -107,6 +109,30 @@ def test_nothing_is_drawn_twice(study, tiny_clip, units, monkeypatch):
     pd.testing.assert_frame_equal(
         first, utility_table(study, study.regular, {"pruned": units}, clip=tiny_clip)
     )
+
+
+def test_measures_are_found_without_the_images(study, tiny_clip, monkeypatch):
+    """So records of them can be shipped, and the images, many times as large, stay behind."""
+    first = utility_table(study, study.regular, {"as trained": None}, clip=tiny_clip)
+    shutil.rmtree(study.store.directory / "records" / "image")
+    monkeypatch.setattr(drawing, "_draw", None)
+    again = utility_table(study, study.regular, {"as trained": None}, clip=tiny_clip)
+    pd.testing.assert_frame_equal(first, again)
+
+
+@pytest.mark.parametrize("what", ["clip", "descriptor"])
+def test_another_scorer_measures_anew(study, tiny_clip, what):
+    utility_table(study, study.regular, {"as trained": None}, clip=tiny_clip)
+    before, clip = study.store.computed, copy.deepcopy(tiny_clip)
+    if what == "clip":
+        clip.mean = clip.mean + 0.1
+        clip.__dict__.pop("fingerprint")
+    else:
+        other = copy.deepcopy(study.descriptor)
+        other.name = "another"  # it has no fingerprint
+        study = dataclasses.replace(study, descriptor=other)
+    utility_table(study, study.regular, {"as trained": None}, clip=clip)
+    assert study.store.computed == before + len(study.regular), "measured, not drawn"
 
 
 @pytest.mark.filterwarnings("error")

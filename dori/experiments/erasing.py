@@ -10,7 +10,7 @@ from dori.benchmark import Benchmark
 from dori.drawing import decided_by, descriptor_key, digest
 from dori.errors import DoriError
 from dori.experiments.foundations import halved
-from dori.experiments.replication import regular_prompts, top_prompts
+from dori.experiments.replication import top_prompts
 from dori.experiments.selections import Setting, find_units
 from dori.mitigation.surrogates import Drawing, Surrogate, make_surrogates
 from dori.mitigation.targets import Retain, Targets
@@ -43,12 +43,12 @@ def as_targets(study: Study, prompts: Benchmark) -> Targets:
 
 
 def judged(study: Study) -> Benchmark:
-    """Regular prompts that utility is measured on: the preset's number.
+    """Regular prompts that utility may be measured on: on the testbed all that are held out.
 
-    Of a benchmark whose regular rows also hold the model, no more than the first half.
+    Of a benchmark whose regular rows also hold the model, the preset's number, no more than the first half.
     """
     if study.bundled:
-        return regular_prompts(study)
+        return study.regular
     half = len(study.regular) // 2
     return study.regular.head(min(study.preset.regular or half, half))
 

@@ -66,8 +66,8 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(1, 0, 0, 0, 1, 2),
-    "quick": Sizes(8, 6, 6, 6, 16, 32),
-    "full": Sizes(),
+    "quick": Sizes(8, 6, 6, 6, 16, 128),
+    "full": Sizes(regular=256),
     "paper": Sizes(),
 }
 
@@ -173,7 +173,7 @@ def utility_shown(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def heldout_loss(study: Study, regular: Benchmark, draws: int = 8) -> float:
+def heldout_loss(study: Study, regular: Benchmark, draws: int = 2) -> float:
     """Denoising loss on held-out pairs, the same noise for every model: has it unlearned to denoise?"""
     targets = erasing.as_targets(study, regular)
     generator = torch.Generator().manual_seed(study.seed)

@@ -8,14 +8,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dori import parallel
 from dori.benchmark import Benchmark
-from dori.drawing import drawn, prompt_trigger, report
+from dori.drawing import Trigger, descriptor_key, drawn, image_keys, prompt_trigger, report
 from dori.errors import DoriError
+from dori.methods import code_of
 from dori.metrics.alignment import ClipScorer
 from dori.metrics.copy import pairwise
 from dori.metrics.fidelity import frechet_distance, kernel_distance
 from dori.metrics.intervals import Estimate, bootstrap, bootstrap_table, jackknife
 from dori.mitigation.units import Units
+from dori.store import Record
 from dori.study import Sampling, Study
 
 # Nothing; sets by id, applied to regular prompts in turn; one joint set; or another model, such as the twin.
@@ -86,21 +89,35 @@ def alignment_loss(table: pd.DataFrame, label: str) -> Estimate:
 def _draw(
     study: Study, regular: Benchmark, pruning: Pruning, *, sampling: Sampling, clip: ClipScorer | None
 ) -> _Drawn:
-    """Draw every prompt, prunings in turn, and measure at once: all images together may not fit in memory."""
+    """Draw every prompt, prunings in turn, and keep what is measured of it: images take far more room."""
     study, pruning = (pruning, None) if isinstance(pruning, Study) else (study, pruning)
     sets = [pruning] if pruning is None or isinstance(pruning, Units) else list(pruning.values())
     triggers = [prompt_trigger(regular, i, sets[n % len(sets)]) for n, i in enumerate(regular.ids)]
-    aligned, features, alike = [], [], []
-    for trigger, images in drawn(study, triggers, sampling):
-        copies = pairwise(study.descriptor.embed(images))
-        alike.append(float(copies.median()) if len(copies) else np.nan)
-        if clip:
-            features.append(clip.embed_images(images))
-            aligned.append(features[-1] @ clip.embed_texts(regular.prompts([trigger.id]))[0])
-    ids, alike = np.repeat(regular.ids, sampling.seeds), np.asarray(alike)
+    scorers = {"clip": clip.fingerprint if clip else None, "descriptor": descriptor_key(study)}
+    code = code_of("utility")
+    keys = {t: {"images": image_keys(study, t, sampling), **scorers, **code} for t in triggers}
+    todo = parallel.missing(triggers, lambda t: study.store.find("utility", keys[t]) is not None)
+    for trigger, images in drawn(study, todo, sampling):
+        study.store.save("utility", keys[trigger], _measured(study, trigger, images, clip))
+    parallel.wait()
+    found = [study.store.find("utility", keys[t]).values for t in triggers]
+    ids = np.repeat(regular.ids, sampling.seeds)
+    alike = np.array([np.nan if v["alike"] is None else v["alike"] for v in found])
     if clip is None:
         return _Drawn(ids, None, None, alike)
-    return _Drawn(ids, torch.cat(aligned).double().numpy(), torch.cat(features), alike)
+    alignment = np.concatenate([v["alignment"] for v in found])
+    return _Drawn(ids, alignment, torch.tensor([f for v in found for f in v["features"]]), alike)
+
+
+def _measured(study: Study, trigger: Trigger, images: Tensor, clip: ClipScorer | None) -> Record:
+    """What the measures need of the images of one prompt (S, 3, H, W)."""
+    copies = pairwise(study.descriptor.embed(images))
+    values = {"alike": float(copies.median()) if len(copies) else None}
+    if clip:
+        features = clip.embed_images(images)
+        aligned = features @ clip.embed_texts([trigger.prompt])[0]
+        values |= {"alignment": aligned.tolist(), "features": features.tolist()}
+    return Record(values)
 
 
 def _held_out(study: Study, clip: ClipScorer) -> Tensor:

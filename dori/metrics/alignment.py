@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from dori.errors import DoriError, first_line
+from dori.store import weights_hash
 
 
 class ClipScorer:
@@ -45,6 +47,12 @@ class ClipScorer:
             raise DoriError(f"CLIP '{source}' cannot be loaded ({first_line(error, 160)})") from None
         name = "clip (bundled)" if bundled else str(source)
         return cls(model, tokenizer, name=name, device=device, **_normalisation(Path(source)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (16 hex digits) of the weights and of what images are normalised by."""
+        normal = [v.flatten().tolist() for v in (self.mean, self.std)]
+        return weights_hash([self.model], json.dumps(normal))
 
     @torch.no_grad()
     def embed_images(self, images: Tensor, *, batch_size: int = 256) -> Tensor:
