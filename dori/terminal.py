@@ -1,4 +1,4 @@
-"""What the command line shows: figures of a summary, units of a model, a line for each warning."""
+"""What the command line shows, and where: figures of a summary, units of a model, a line for each warning."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 
 if TYPE_CHECKING:  # torch loads with the first command that needs it
     from dori.benchmark import Benchmark
     from dori.mitigation.units import Units
     from dori.status import Status
+
+console = Console()  # of all commands
 
 
 def evaluation_table(summary: dict) -> Table:

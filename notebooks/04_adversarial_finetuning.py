@@ -47,7 +47,7 @@ from IPython.display import HTML, Markdown
 
 from dori import plots
 from dori.claims import claims_html
-from dori.experiments import adjustment, collateral, curing, defences, erasing, erasure, takeaways
+from dori.experiments import adjustment, collateral, defences, erasing, erasure, takeaways, trials
 from dori.metrics.replication import memorization_rate
 from dori.study import open_study
 
@@ -108,7 +108,7 @@ erasure.costs(study).round(1)
 # `dori testbed cure` trains with.
 
 # %% tags=["hide-input"]
-curing.trials().set_index(["training", "settings"])
+trials.shown().set_index(["training", "settings"])
 
 # %% [markdown]
 # The attackers: the prompt itself; DoRI with the paper's settings from the three starts that the training used, too; DoRI with *held-out settings*,
@@ -166,7 +166,7 @@ Markdown("After adversarial fine-tuning: " + "; ".join(f"{words} {figures[name].
 # model and come with the book:
 
 # %% tags=["hide-input"]
-curing.trials(curing.ABLATIONS).set_index("left out").drop(columns=["training", "settings", "chosen"])
+trials.shown(trials.ABLATIONS).set_index("left out").drop(columns=["training", "settings", "chosen"])
 
 # %% [markdown]
 # Every one of these trainings silences the prompts, even the one that has no trigger at all. On this model, a silent prompt is worth

@@ -14,7 +14,7 @@ from dori.benchmark import load_benchmark
 from dori.detection import magnitudes
 from dori.drawing import noise_seed
 from dori.errors import DoriError
-from dori.experiments import adjustment, curing, defences, erasing, options, relearning
+from dori.experiments import adjustment, curing, defences, erasing, options, relearning, shipping, trials
 from dori.experiments.relearning import Relearning, relearned_table
 from dori.metrics.survival import first_success
 from dori.mitigation import delta
@@ -154,7 +154,9 @@ def shipped(roomy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(erasing, "surrogates_for", painted)
     before = weights(roomy.model)
-    record = curing.ship(roomy, "adversarial", tmp_path / "train", folder=tmp_path / "cured", settings=QUICK)
+    record = shipping.ship(
+        roomy, "adversarial", tmp_path / "train", folder=tmp_path / "cured", settings=QUICK
+    )
     after = weights(roomy.model)
     assert all(torch.equal(before[k], after[k]) for k in before)  # the study's own model is not touched
     return roomy, record, tmp_path / "cured"
@@ -178,7 +180,7 @@ def test_the_card_and_the_hashes_follow_what_is_shipped(shipped, tmp_path):
     sums.write_text("")
     settings = dataclasses.replace(QUICK, lr=2e-3)
     for _ in range(2):
-        again = curing.ship(study, "adversarial", tmp_path / "more", folder=folder, settings=settings)
+        again = shipping.ship(study, "adversarial", tmp_path / "more", folder=folder, settings=settings)
     text = card.read_text()
     assert text.startswith("# The testbed\n\n## Planted memories\n\nText.\n\n## Mended models\n\n")
     assert text.count("## Mended models") == 1
@@ -323,22 +325,22 @@ def test_rows_through_the_network_are_counted(roomy, shipped):
     assert record["unet_rows"] >= trained + searched
 
 
-@pytest.mark.parametrize("path", [curing.TRIALS, curing.ABLATIONS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [trials.TRIALS, trials.ABLATIONS], ids=lambda path: path.stem)
 def test_trials_are_of_settings_that_exist_and_rates_of_whole_images(path):
     table = pd.read_csv(path)
     for _, row in table.iterrows():
         options.chosen(row["defence"], curing.PUBLISHED, options.assignments(row["settings"].split()))
-        for name in curing.RATES:
+        for name in trials.RATES:
             hits = row[name] * row["n"]
             assert hits == pytest.approx(round(hits), abs=0.005 * row["n"] + 1e-9)  # two decimals
             assert 0 <= round(hits) <= row["n"]
-    shown = curing.trials(path)
+    shown = trials.shown(path)
     assert shown["training"].notna().all()
     assert not shown["settings"].duplicated().any()
 
 
 def test_what_the_chapter_shows_was_tried_before_on_the_other_half():
-    tried = pd.read_csv(curing.TRIALS)
+    tried = pd.read_csv(trials.TRIALS)
     for name, settings in curing.SETTINGS.items():
         rows = tried.loc[tried["defence"] == name, "settings"]
         asked = [options.chosen(name, curing.PUBLISHED, options.assignments(r.split())) for r in rows]

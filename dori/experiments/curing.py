@@ -1,36 +1,26 @@
-"""Chapter 4's defences: each trains a copy of the model to forget one half of the memorized images."""
+"""Chapter 4's defences: each trains a copy of the model to forget memorized images."""
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dori.attack import Attack
 from dori.benchmark import Benchmark
 from dori.errors import DoriError
-from dori.experiments import defences, erasing, options
+from dori.experiments import erasing
 from dori.metrics.copy import similarity
-from dori.metrics.intervals import wilson
-from dori.metrics.replication import memorization_rate
-from dori.mitigation import delta
 from dori.mitigation.adversarial import Adversarial, adversarial
 from dori.mitigation.concept_ablation import ConceptAblation, concept_ablation, make_anchors
 from dori.mitigation.esd import ESD, esd
 from dori.mitigation.siss import SISS, siss
 from dori.mitigation.targets import Retain, Targets
 from dori.model import TextToImageModel
-from dori.store import versions, write_json
 from dori.study import Study
-from dori.testbed import cured
-from dori.testbed.card import add_cured
-from dori.testbed.paths import TESTBED
 from dori.testbed.planting import copied
 
 Settings = Adversarial | ESD | ConceptAblation | SISS
@@ -52,21 +42,6 @@ SETTINGS: dict[str, Settings] = {
     "concept-ablation": ConceptAblation(steps=800, batch=8, base_lr=5e-5),
     "siss": SISS(captions="own", steps=200, lr=1e-4),
 }
-TRIALS = TESTBED.parent / "results" / "curing_validation.csv"
-ABLATIONS = TRIALS.with_name("curing_ablations.csv")
-RATES = ("mr_prompt", "mr_dori_prompt", "mr_dori_random")
-TRIAL_COLUMNS = {
-    "defence": "training",
-    "mr_prompt": "MR, prompt",
-    "mr_dori_prompt": "DoRI, prompt",
-    "mr_dori_random": "DoRI, random",
-    "alignment_lost": "alignment lost",
-    "fid_change": "change of FID",
-    "n": "images",
-    "left_out": "left out",
-}
-EPOCHS_ASKED = (defences.PROMPT, "DoRI from the prompt")  # after each epoch, of the first EPOCH_IMAGES
-EPOCH_IMAGES = 6
 LABELS = {
     "adversarial": "adversarial fine-tuning",
     "adversarial-lora": "adversarial fine-tuning, LoRA",
@@ -212,102 +187,3 @@ def paraphrases(study: Study, prompts: Benchmark, count: int = 10) -> list[list[
         [p.strip() for p in str(text).split("|") if p.strip()][:count]
         for text in prompts.table["paraphrases"]
     ]
-
-
-def trials(path: Path = TRIALS) -> pd.DataFrame:
-    """What was tried on the validation half (`data/results/README.md` says how), rates with their intervals.
-
-    `TRIALS` are those that the settings were chosen from, `ABLATIONS` the chosen ones with a part left out.
-    """
-    table = pd.read_csv(path)
-    tried = table[["defence", "settings"]].to_numpy()
-    table.insert(2, "chosen", ["yes" if _is_chosen(*row) else "" for row in tried])
-    table.insert(3, "alignment_lost", table.pop("alignment_lost"))
-    rates = {
-        name: [wilson(round(r * n), n).short for r, n in table[[name, "n"]].to_numpy()] for name in RATES
-    }
-    return table.assign(defence=table["defence"].map(LABELS), **rates).rename(columns=TRIAL_COLUMNS)
-
-
-def _is_chosen(name: str, text: str) -> bool:
-    """Whether a trial's settings are those that the training is shipped with."""
-    return options.chosen(name, PUBLISHED, options.assignments(text.split())) == SETTINGS[name]
-
-
-def ship(
-    study: Study,
-    name: str,
-    run_dir: Path,
-    *,
-    folder: Path = cured.CURED,
-    split: str = "test",
-    settings: Settings | None = None,
-) -> dict:
-    """Train one defence on the study's model and write what it changed, with a record of how, to `folder`.
-
-    The weights are rounded on the way (`mitigation.delta`); the record's fingerprint is of the rounded ones.
-    Returns the record. Raises DoriError as `cure` does.
-    """
-    settings, prompts = settings or SETTINGS[name], erasing.erased(study, split)
-    done = cure(study, name, prompts, run_dir, settings)
-    change = delta.compress(study.model.unet.state_dict(), done.model.unet.state_dict())
-    rounded = copied(study.model, done.model.name)
-    delta.apply(rounded.unet, change)
-    record = {
-        "label": LABELS[name],
-        "settings": dataclasses.asdict(settings),
-        "changed": _changed(settings),
-        "fingerprint": rounded.fingerprint,
-        "erased": list(prompts.ids),
-        "seed": study.seed,
-        "steps": study.sampling().steps,
-        "seconds": round(done.seconds, 1),
-        "unet_rows": done.unet_rows,
-        "epochs": epoch_rates(study, prompts.head(EPOCH_IMAGES), run_dir),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-    delta.save(folder / f"{name}.safetensors", change)
-    _note(folder, study.model, name, record)
-    add_cured(folder.parent)
-    if (folder.parent / "SHA256SUMS").is_file():
-        from dori.testbed.ship import write_hashes  # here: else each defence would need what trains a testbed
-
-        write_hashes(folder.parent)
-    return record
-
-
-def _changed(settings: Settings) -> dict:
-    """Settings that are not the class's own; those of a search under `search.`."""
-    ours, own = dataclasses.asdict(settings), dataclasses.asdict(type(settings)())
-    flat = {k: v for k, v in ours.items() if not isinstance(v, dict) and v != own[k]}
-    for k in (k for k in ours if isinstance(ours[k], dict)):
-        flat |= {f"{k}.{name}": v for name, v in ours[k].items() if v != own[k][name]}
-    return flat
-
-
-def epoch_rates(study: Study, prompts: Benchmark, run_dir: Path) -> list[dict]:
-    """Memorization rates after each epoch of an adversarial training, by the weights it kept in `run_dir`.
-
-    Of the images' prompts, and of DoRI from the prompt. A dict per epoch; none of other trainings.
-    """
-    found = []
-    for path in sorted(run_dir.glob("*-epoch-*.safetensors")):
-        model = copied(study.model, path.stem)
-        model.unet.load_state_dict(load_file(path))
-        mended = defences.Defence(path.stem, study.on(model))
-        row: dict = {"epoch": int(path.stem.rsplit("-", 1)[1])}
-        for attacker in EPOCHS_ASKED:
-            rate = memorization_rate(defences.ask(mended, attacker, prompts, study.sampling(seeds=2)))
-            row[attacker] = rate._asdict()
-        found.append(row)
-    return sorted(found, key=lambda row: row["epoch"])
-
-
-def _note(folder: Path, base: TextToImageModel, name: str, record: dict) -> None:
-    """Put a record into cured.json; records of another base go."""
-    path = cured.index(folder).path
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    defences = known["defences"] if known.get("base") == base.fingerprint else {}
-    defences = dict(sorted({**defences, name: record}.items()))
-    write_json(path, {"command": "dori testbed cure", "base": base.fingerprint, "defences": defences})

@@ -65,7 +65,8 @@ def cure(
     ),
 ) -> None:
     """Train copies of the bundled model to forget half of what it saw most often, one by each defence."""
-    from dori.experiments.curing import SETTINGS, ship
+    from dori.experiments.curing import SETTINGS
+    from dori.experiments.shipping import ship
     from dori.study import open_study
 
     if only and only not in SETTINGS:
