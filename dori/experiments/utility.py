@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dori import parallel
 from dori.benchmark import Benchmark
 from dori.drawing import Trigger, descriptor_key, drawn, image_keys, prompt_trigger, report
 from dori.errors import DoriError
@@ -96,10 +95,9 @@ def _draw(
     scorers = {"clip": clip.fingerprint if clip else None, "descriptor": descriptor_key(study)}
     code = code_of("utility")
     keys = {t: {"images": image_keys(study, t, sampling), **scorers, **code} for t in triggers}
-    todo = parallel.missing(triggers, lambda t: study.store.find("utility", keys[t]) is not None)
+    todo = [t for t in triggers if study.store.find("utility", keys[t]) is None]
     for trigger, images in drawn(study, todo, sampling):
         study.store.save("utility", keys[trigger], _measured(study, trigger, images, clip))
-    parallel.wait()
     found = [study.store.find("utility", keys[t]).values for t in triggers]
     ids = np.repeat(regular.ids, sampling.seeds)
     alike = np.array([np.nan if v["alike"] is None else v["alike"] for v in found])
