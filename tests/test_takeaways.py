@@ -121,7 +121,12 @@ def test_the_trainings_are_ranked_and_ties_are_shared():
 def test_price_and_collateral_are_told_by_rule_and_by_interval():
     own = {"mr_aft_own_prompt": 0}
     assert "stays as usable" in trained(own, costs={"aft_alignment_loss": Estimate(0.04, 0.02, 0.06, 32)})
-    assert "is spoilt" in trained(own, costs={"aft_alignment_loss": Estimate(0.4, 0.3, 0.5, 32)})
+    sure = trained(own, costs={"aft_alignment_loss": Estimate(0.4, 0.3, 0.5, 32)})
+    assert "is spoilt" in sure
+    assert "to both sides of the rule" not in sure
+    near = trained(own, costs={"aft_alignment_loss": Estimate(0.053, 0.034, 0.072, 128)})
+    assert "is spoilt, by the rule" in near
+    assert "to both sides of the rule" in near
     silent = rates(aft_prompt=0, trained_prompt=16, aft_search=4)
     text = trained(own, spared=silent)
     assert "silences more than it was told to" in text

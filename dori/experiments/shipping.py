@@ -66,7 +66,7 @@ def ship(
 
 
 def _changed(settings: curing.Settings) -> dict:
-    """curing.Settings that are not the class's own; those of a search under `search.`."""
+    """Settings that are not the class's own; those of a search under `search.`."""
     ours, own = dataclasses.asdict(settings), dataclasses.asdict(type(settings)())
     flat = {k: v for k, v in ours.items() if not isinstance(v, dict) and v != own[k]}
     for k in (k for k in ours if isinstance(ours[k], dict)):
@@ -96,6 +96,6 @@ def _note(folder: Path, base: TextToImageModel, name: str, record: dict) -> None
     """Put a record into cured.json; records of another base go."""
     path = cured.index(folder).path
     known = json.loads(path.read_text()) if path.is_file() else {}
-    defences = known["defences"] if known.get("base") == base.fingerprint else {}
-    defences = dict(sorted({**defences, name: record}.items()))
-    write_json(path, {"command": "dori testbed cure", "base": base.fingerprint, "defences": defences})
+    others = known["defences"] if known.get("base") == base.fingerprint else {}
+    records = dict(sorted({**others, name: record}.items()))
+    write_json(path, {"command": "dori testbed cure", "base": base.fingerprint, "defences": records})

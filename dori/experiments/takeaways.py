@@ -212,7 +212,9 @@ def _price(costs: Figures) -> str | None:
     usable = (
         "stays as usable as the rule asks" if holds("aft_usable", loss.value) else "is spoilt, by the rule"
     )
-    return f"The model {usable}: alignment that regular prompts lose {loss.percent}."
+    sure = {holds("aft_usable", bound) for bound in (loss.low, loss.high)}
+    doubt = ", and the interval reaches to both sides of the rule" if len(sure) > 1 else ""
+    return f"The model {usable}: alignment that regular prompts lose {loss.percent}{doubt}."
 
 
 def _spared(found: Figures) -> str | None:
