@@ -1,8 +1,7 @@
 """The round trip through nbgrader itself: release, hand in, autograde; and the teacher's commands.
 
-Right submissions of each assignment, and one of the first that is wrong in places and empty in another, are
-graded with the commands of book/teaching.md: each takes a kernel. Mistakes in the others are tests of
-test_assignments.py; what an empty submission is graded by is tested here without a kernel.
+Right submissions of each assignment, a wrong and an empty one of the first, are graded with the commands of
+book/teaching.md: each takes a kernel. Mistakes in the others are tests of test_assignments.py.
 """
 
 import os
@@ -12,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from classroom import BREAK, DESIGN, MEASURE, MISTAKES, STEP
+from classroom import BREAK, DESIGN, MEASURE, MISTAKES, PRUNED, STEP
 
 pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e .[classroom]")
 import nbformat
@@ -23,10 +22,7 @@ from dori.errors import DoriError
 
 ROOT = Path(__file__).resolve().parents[1]
 WRONG = ["a score at the threshold counts", "an interval of 90 %"]  # of the first assignment's wrong one
-EMPTY = "measure"  # a cell that it leaves as it was released
-LOST = {"test-memorization-rate", "test-wilson", "test-measure", "test-results"}  # test cells that it fails
-# A defence that takes no time.
-IDLE = "def defend(model, prompts):\n    model.unet.conv_out.weight.data.mul_(1.0001)\n"
+LOST = {"test-memorization-rate", "test-wilson", "test-results"}  # test cells that it fails, and no others
 
 each = pytest.mark.parametrize("assignment", [MEASURE, STEP, BREAK, DESIGN])
 
@@ -60,7 +56,7 @@ def solutions(course: Path, assignment: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory) -> Path:
-    """A course with the released assignments and two students' work."""
+    """A course with the released assignments and three students' work."""
     directory = tmp_path_factory.mktemp("course")
     assert main(["classroom", "release", str(directory)]) == 0
     for assignment in assignments():
@@ -69,8 +65,8 @@ def course(tmp_path_factory) -> Path:
     for m in MISTAKES:
         if m.assignment == MEASURE and m.name in WRONG:
             wrong[m.cell] = m.made(wrong[m.cell])
-    del wrong[EMPTY]
     hand_in(directory, "wrong", MEASURE, wrong)
+    hand_in(directory, "empty", MEASURE, {})
     return directory
 
 
@@ -100,7 +96,7 @@ def marks(graded):
         return {
             (student, assignment): {g.name: g.score for g in notebook.grades}
             for assignment in assignments()
-            for student in (("right", "wrong") if assignment == MEASURE else ("right",))
+            for student in (("right", "wrong", "empty") if assignment == MEASURE else ("right",))
             for notebook in book.find_submission(assignment, student).notebooks
         }
 
@@ -122,10 +118,14 @@ def test_a_right_submission_gets_full_marks(marks, assignment):
     assert sum(marks["right", assignment].values()) == 10, marks["right", assignment]
 
 
-def test_a_wrong_submission_loses_the_marks_of_what_is_wrong_or_empty(marks):
+def test_a_wrong_submission_loses_the_marks_of_what_is_wrong(marks):
     found = marks["wrong", MEASURE]
     assert {i for i, score in found.items() if score == 0} == LOST
     assert 0 < sum(found.values()) < 10
+
+
+def test_an_empty_submission_gets_nothing(marks):
+    assert set(marks["empty", MEASURE].values()) == {0}
 
 
 @each
@@ -149,7 +149,7 @@ def test_with_nothing_filled_in_no_test_cell_passes(course, assignment, monkeypa
 def test_marks_are_exported(graded):
     header, *rows = (graded / "grades.csv").read_text().splitlines()
     assert "score" in header
-    assert len(rows) >= len(assignments()) + 1
+    assert len(rows) >= len(assignments()) + 2
 
 
 def test_another_seed_is_another_variant(tmp_path, monkeypatch):
@@ -176,7 +176,7 @@ def test_a_leaderboard_takes_the_defence_and_what_it_needs(course):
 
 def test_the_leaderboard_ranks_and_names_who_is_not_on_it(course, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DORI_ASSIGNMENT_PRESET", "smoke")
-    hand_in(course, "wrong", DESIGN, {"defend": IDLE}, to=tmp_path)
+    hand_in(course, "wrong", DESIGN, {"defend": PRUNED}, to=tmp_path)
     hand_in(course, "empty", DESIGN, {}, to=tmp_path)
     assert set(submitted(tmp_path)) == {"wrong", "empty"}
     assert main(["classroom", "leaderboard", str(tmp_path)]) == 0
