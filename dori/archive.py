@@ -25,9 +25,8 @@ class Archive:
     """All `*.zip` of a directory, read only.
 
     A `share` of the members (0: none, 1: all) is kept back and so is measured again by whoever asks for it;
-    which ones, `salt` decides. What takes many passes of the UNet is kept back the more seldom, so that its
-    `share` of the time is spent on it as on the rest. What is kept back is missing for `has`, `kept` still
-    has it.
+    which ones, `salt` decides; of those that take long it is fewer (`seldomness`). What is kept back is
+    missing for `has`, `kept` still has it.
     """
 
     def __init__(self, directory: str | Path, *, share: float = 0.0, salt: str = "") -> None:
@@ -63,7 +62,15 @@ class Archive:
         One that is would be with fewer passes, too.
         """
         number = int.from_bytes(hashlib.sha256(f"{self.salt}/{lot}".encode()).digest()[:6], "big")
-        return number < self.share * min(1.0, LIGHT / max(passes, 1)) * 2**48
+        return number < self.share / seldomness(passes) * 2**48
+
+
+def seldomness(passes: int) -> float:
+    """By how much more seldom than an image a measurement of so many rows through the UNet is kept back.
+
+    Those of `LIGHT` rows or more so cost the same in the long run, however long one takes.
+    """
+    return max(1.0, passes / LIGHT)
 
 
 def open_archive(where: str | Path, *, share: float, salt: str) -> Archive | None:

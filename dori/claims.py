@@ -55,19 +55,24 @@ def judge(claim: Claim, figure: Mapping[str, Any] | None) -> str:
     """`replicates`, `does not replicate`, or `not measured` (no figure, or a smaller preset)."""
     if figure is None or figure.get("value") is None or _rank(figure.get("preset")) < _rank(claim.preset):
         return UNKNOWN
-    return HOLDS if OPERATORS[claim.op](figure["value"], claim.value) else FAILS
+    return HOLDS if _meets(claim, figure["value"]) else FAILS
 
 
 def holds(name: str, value: float, path: Path = EXPECTED) -> bool:
     """Whether a value meets the rule of the claim with this id; for sentences, so at any preset."""
-    claim = {c.id: c for c in load_claims(path)}[name]
-    return OPERATORS[claim.op](value, claim.value)
+    return _meets(_by_id(name, path), value)
+
+
+def straddles(name: str, low: float, high: float, path: Path = EXPECTED) -> bool:
+    """Whether an interval reaches across the rule of the claim with this id; as `holds`, at any preset."""
+    claim = _by_id(name, path)
+    return _meets(claim, low) != _meets(claim, high)
 
 
 def crosses(claim: Claim, figure: Mapping[str, Any] | None) -> bool:
     """Whether the interval reaches across the rule, so that more images could turn the verdict."""
     bounds = [figure.get("low"), figure.get("high")] if figure else []
-    outcomes = {OPERATORS[claim.op](bound, claim.value) for bound in bounds if bound is not None}
+    outcomes = {_meets(claim, bound) for bound in bounds if bound is not None}
     return judge(claim, figure) != UNKNOWN and len(outcomes) > 1
 
 
@@ -157,6 +162,14 @@ def show_number(value: float | int | bool | str | None) -> str:
     if isinstance(value, int) or float(value).is_integer():
         return str(int(value)) if abs(value) >= 2 else fixed(value)
     return fixed(value) if 0.005 <= abs(value) < 100 else f"{value:.3g}"
+
+
+def _meets(claim: Claim, value: float) -> bool:
+    return OPERATORS[claim.op](value, claim.value)
+
+
+def _by_id(name: str, path: Path) -> Claim:
+    return {c.id: c for c in load_claims(path)}[name]
 
 
 def _claim(row: Mapping[str, Any], where: str) -> Claim:

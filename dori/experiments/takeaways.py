@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dori.claims import holds
+from dori.claims import holds, straddles
 from dori.experiments import erasure
 from dori.experiments.defences import TWIN
 from dori.experiments.erasure import AFT
@@ -212,8 +212,8 @@ def _price(costs: Figures) -> str | None:
     usable = (
         "stays as usable as the rule asks" if holds("aft_usable", loss.value) else "is spoilt, by the rule"
     )
-    sure = {holds("aft_usable", bound) for bound in (loss.low, loss.high)}
-    doubt = ", and the interval reaches to both sides of the rule" if len(sure) > 1 else ""
+    unsure = straddles("aft_usable", loss.low, loss.high)
+    doubt = ", and the interval reaches to both sides of the rule" if unsure else ""
     return f"The model {usable}: alignment that regular prompts lose {loss.percent}{doubt}."
 
 

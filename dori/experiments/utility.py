@@ -95,10 +95,10 @@ def _draw(
     scorers = {"clip": clip.fingerprint if clip else None, "descriptor": descriptor_key(study)}
     code = code_of("utility")
     keys = {t: {"images": image_keys(study, t, sampling), **scorers, **code} for t in triggers}
-    todo = [t for t in triggers if study.store.find("utility", keys[t]) is None]
-    for trigger, images in drawn(study, todo, sampling):
-        study.store.save("utility", keys[trigger], _measured(study, trigger, images, clip))
-    found = [study.store.find("utility", keys[t]).values for t in triggers]
+    kept = {t: study.store.find("utility", keys[t]) for t in triggers}
+    for trigger, images in drawn(study, [t for t in triggers if kept[t] is None], sampling):
+        kept[trigger] = study.store.save("utility", keys[trigger], _measured(study, trigger, images, clip))
+    found = [record.values for record in kept.values()]
     ids = np.repeat(regular.ids, sampling.seeds)
     alike = np.array([np.nan if v["alike"] is None else v["alike"] for v in found])
     if clip is None:

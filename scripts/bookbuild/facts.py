@@ -76,13 +76,13 @@ def passes() -> dict[str, tuple[int, str]]:
     from dori.mitigation.nemo import Nemo
     from dori.mitigation.wanda import Wanda
 
-    own, search, trained = Defaults(), max(PAPER.steps) * PAPER.batch, Adversarial().search
+    own = Defaults()
     return {
         "painting": (2 * own.num_inference_steps, "for each image; guidance takes two rows"),
-        "attack": (search, "for each search, with the embedding's gradient"),
+        "attack": (PAPER.passes, "for each search, with the embedding's gradient"),
         "nemo": (Nemo().seeds, "for each set of neurons that the search looks at"),
-        "wanda": (4 * Wanda().steps, "for each prompt; the empty prompt is drawn as well"),
-        "adversarial": (trained.batch * max(trained.steps),
+        "wanda": (Wanda().passes, "for each prompt; the empty prompt is drawn as well"),
+        "adversarial": (Adversarial().search.passes,
                         "for each image and round, as an attack's; its own training steps come on top"),
     }  # fmt: skip
 

@@ -25,11 +25,11 @@ def origin_part(records: list[Mapping[str, Any]]) -> str:
 
 def repeated_part() -> str:
     """How a build checks what is shipped, with the limits that the code sets."""
-    from dori.archive import LIGHT
+    from dori.archive import seldomness
     from dori.attack import PAPER
     from dori.study import REPEATED  # brings torch along, which nothing else here needs
 
-    seldom = PAPER.passes / LIGHT / REPEATED
+    seldom = seldomness(PAPER.passes) / REPEATED
     return f"""\
 Records that are only read prove little. So each build holds back one in {1 / REPEATED:.0f} of them, others
 for each commit, and makes them again; of the searches fewer the longer they are, one in {seldom:.0f} of those
